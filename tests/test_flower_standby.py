@@ -17,10 +17,10 @@ from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.events import Event
-from hetfl.flower.homes import Guest, Homes
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.register import Register
+from hetfl.flower.state_owners import Participant, StateOwners
 from hetfl.flower.surroundings import differences
 from hetfl.selection import Uniform
 from tests.conftest import small_module
@@ -133,24 +133,24 @@ def test_a_second_node_takes_over_after_a_while_and_keeps_the_clients(fit: Fit, 
 
 def test_a_client_without_a_state_needs_no_wait() -> None:
     clock = Clock()
-    homes = Homes(clock, 100.0)
-    first, second = Guest("a", frozenset({0}), "x"), Guest("b", frozenset({0}), "y")
-    assert homes.choose(0, {1: first, 2: second}) == 1
-    homes.settle(0, first)
-    assert homes.choose(0, {2: second}) is None
-    assert homes.choose(0, {2: second}, at_stake=False) == 2
+    owners = StateOwners(clock, 100.0)
+    first, second = Participant("a", frozenset({0}), "x"), Participant("b", frozenset({0}), "y")
+    assert owners.choose(0, {1: first, 2: second}) == 1
+    owners.settle(0, first)
+    assert owners.choose(0, {2: second}) is None
+    assert owners.choose(0, {2: second}, has_state=False) == 2
     clock.now = 99.0
-    assert homes.choose(0, {2: second}) is None
-    again = Homes(clock, 100.0)
-    again.load_state_dict(homes.state_dict())
+    assert owners.choose(0, {2: second}) is None
+    again = StateOwners(clock, 100.0)
+    again.load_state_dict(owners.state_dict())
     assert again.choose(0, {2: second, 3: first}) == 3
-    homes.move("x", "z")
-    assert homes.choose(0, {4: Guest("a", frozenset({0}), "z")}) == 4
+    owners.move("x", "z")
+    assert owners.choose(0, {4: Participant("a", frozenset({0}), "z")}) == 4
     clock.now = 250.0
-    assert homes.choose(0, {2: second}) is None, "it was there in the meantime"
+    assert owners.choose(0, {2: second}) is None, "it was there in the meantime"
     clock.now = 350.0
-    assert homes.choose(0, {2: second}) == 2
-    assert homes.choose(0, {}) is None
+    assert owners.choose(0, {2: second}) == 2
+    assert owners.choose(0, {}) is None
 
 
 def test_events_name_nodes_and_count_rounds_from_one(fit: Fit, tmp_path: Path) -> None:

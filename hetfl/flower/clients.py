@@ -20,7 +20,6 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients
 from hetfl.fleet.numbers import IntArray
-from hetfl.flower.homes import Guest
 from hetfl.flower.job_names import named
 from hetfl.flower.letters import Failure
 from hetfl.flower.limits import available_memory, needs
@@ -29,6 +28,7 @@ from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.refusals import check_federation
 from hetfl.flower.settings import shared_settings
+from hetfl.flower.state_owners import Participant
 from hetfl.flower.states import NOTHING, STATE, StateBook
 from hetfl.local import Result
 from hetfl.local.executor import Job
@@ -61,9 +61,9 @@ class FlowerClients(Clients):
         self._book = StateBook()
         self._federation = secrets.token_hex(16)
         self._answers: dict[tuple[int, int], ClientAnswer] = {}
-        self._askers: dict[int, Guest] = {}  # the node that was asked last for a client, by client
+        self._asked: dict[int, Participant] = {}  # the node that was asked last for a client, by client
         self._channels: dict[str, list[int]] = {}
-        self._gathered = self._said = False
+        self._gathered = self._needs_reported = False
 
     def begin(self) -> None:
         """Prepare training.
@@ -77,7 +77,7 @@ class FlowerClients(Clients):
         self._count_refused()
         rounds = max(0, self._module.trainer.max_epochs or 0)
         self._nodes.register.begin_round(self._module.models.version + 1, rounds)
-        self._say_needs(tasks)
+        self._report_needs(tasks)
         answers = self._ask("train", tasks)
         for number, task in enumerate(tasks):
             yield self._reply(task, answers[number])
@@ -105,12 +105,12 @@ class FlowerClients(Clients):
         task = reply.task
         answer = self._answers.pop(task.key)
         self._book.take(task.client, answer.state)
-        self._nodes.homes.settle(task.client, self._askers[task.client])
+        self._nodes.owners.settle(task.client, self._asked[task.client])
         if self._module.uplink.enabled:
             self._module.uplink.note(task.client, task.round, answer.squared_norm)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"federation": self._federation, **self._book.state_dict(), **self._nodes.homes.state_dict()}
+        return {"federation": self._federation, **self._book.state_dict(), **self._nodes.owners.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state that :meth:`state_dict` returned.
@@ -122,7 +122,7 @@ class FlowerClients(Clients):
             raise ConfigurationError("Expected a checkpoint of a run on Flower but got one with residuals of its own")
         self._federation = state["federation"]
         self._book.load_state_dict(state)
-        self._nodes.homes.load_state_dict(state)
+        self._nodes.owners.load_state_dict(state)
 
     def checkpointed(self) -> None:  # noqa: D102
         self._book.checkpointed()
@@ -135,16 +135,17 @@ class FlowerClients(Clients):
             self._gathered = True
         self._nodes.refresh()
 
-    def _say_needs(self, tasks: Sequence[Task]) -> None:
+    def _report_needs(self, tasks: Sequence[Task]) -> None:
         """Report before the first round what it needs."""
-        if self._said:
+        if self._needs_reported:
             return
-        self._said = True
+        self._needs_reported = True
         width = self._module.models.like.dtype.itemsize
         text, memory = needs(tasks, width, self._patience.of("train"))
         self._nodes.register.report("needs", text)
-        if (there := available_memory()) is not None and memory > there:
-            self._nodes.register.report("memory", f"{there / 1e6:,.0f} MB are available here, fewer than a round needs")
+        if (available := available_memory()) is not None and memory > available:
+            text = f"{available / 1e6:,.0f} MB are available here, fewer than a round needs"
+            self._nodes.register.report("memory", text)
 
     def _serving(self, client: int) -> int | None:
         """Return the node that is asked for a client; only its own node has its state."""
@@ -153,7 +154,7 @@ class FlowerClients(Clients):
     def _count_refused(self) -> None:
         """Count the answers of the round before that the server did not accept."""
         for answer in self._answers.values():
-            self._nodes.register.answer_refused(self._askers[answer.client])
+            self._nodes.register.answer_refused(self._asked[answer.client])
         self._answers = {}
 
     def _ask(self, job: JobName, tasks: Sequence[Task], samples: int | None = None) -> list[ClientAnswer | Failure]:
@@ -163,7 +164,7 @@ class FlowerClients(Clients):
         for number, task in enumerate(tasks):
             if (node := self._serving(task.client)) is not None:
                 of_node[node].append(number)
-                self._askers[task.client] = self._nodes.guest(node)
+                self._asked[task.client] = self._nodes.participant(node)
         orders, compressor = self._orders(tasks), pack(self._module.uplink.compressor.state_dict())
         requests = {
             node: Request(
@@ -183,8 +184,8 @@ class FlowerClients(Clients):
         refusal = self._refusal(task, answer)
         if isinstance(answer, ClientAnswer) and answer.status == "lost":
             self._book.take(task.client, NOTHING)
-            asked = self._askers[task.client]
-            self._nodes.homes.settle(task.client, asked)
+            asked = self._asked[task.client]
+            self._nodes.owners.settle(task.client, asked)
             self._nodes.register.state_lost(asked, task.round + 1, task.client, answer.reason)
             return Reply(task, lost=f"{answer.reason}: it begins anew next time")
         if isinstance(answer, Failure) and not answer.refused:

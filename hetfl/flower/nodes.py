@@ -10,13 +10,13 @@ from dataclasses import replace
 from flwr.app import RecordDict
 
 from hetfl.errors import ConfigurationError
-from hetfl.flower.homes import Guest, Homes
 from hetfl.flower.letters import Failure, Letter, Post, Sent
 from hetfl.flower.messages import Answer, Request, read_answer, request_records
 from hetfl.flower.metered import most_bytes
 from hetfl.flower.patience import Patience
 from hetfl.flower.records import MalformedMessage
 from hetfl.flower.register import Register
+from hetfl.flower.state_owners import Participant, StateOwners
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
@@ -60,9 +60,9 @@ class Nodes:
         stopped: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._post, self._clock, self._sleep, self._stopped = post, clock, sleep, stopped
-        self.register, self.homes = register or Register(), Homes(clock, Patience().takeover)
+        self.register, self.owners = register or Register(), StateOwners(clock, Patience().takeover)
         self._names, self._surroundings = dict(names or {}), dict(surroundings or {})
-        self._guests: dict[int, Guest] = {}
+        self._participants: dict[int, Participant] = {}
         self._greeted: dict[int, tuple[str, str]] = {}  # by node, id and nonce of the unanswered hello request
         self._overdue: dict[int, str] = {}  # by node, id of the message that it has not answered in time
         self._refused: dict[int, tuple[float, str]] = {}  # by node, time of the next hello request, and the reason
@@ -70,26 +70,26 @@ class Nodes:
         self._clients: frozenset[int] = frozenset()  # all clients of the federation
         self._entries = 0
         self._states: dict[str, str] = {}  # of nodes with registered keys, by name
-        self._first: Guest | None = None  # the first node, with which others are compared
+        self._first: Participant | None = None  # the first node, with which others are compared
 
-    def serving(self, client: int, at_stake: bool = True) -> int | None:
+    def serving(self, client: int, has_state: bool = True) -> int | None:
         """Return the node that is asked for a client; None if there is none.
 
         Args:
             client: the client.
-            at_stake: whether the client has a state that only its own node has.
+            has_state: whether the client has a state that only its own node has.
         """
-        return self.homes.choose(client, self._serving(client), at_stake)
+        return self.owners.choose(client, self._serving(client), has_state)
 
-    def guest(self, node: int) -> Guest:
+    def participant(self, node: int) -> Participant:
         """Return a node that takes part, or did."""
-        return self._guests.get(node, Guest(f"{node}"))
+        return self._participants.get(node, Participant(f"{node}"))
 
-    def _serving(self, client: int) -> dict[int, Guest]:
-        return {node: guest for node, guest in self._present().items() if client in guest.clients}
+    def _serving(self, client: int) -> dict[int, Participant]:
+        return {node: participant for node, participant in self._present().items() if client in participant.clients}
 
-    def _present(self) -> dict[int, Guest]:
-        return {node: guest for node, guest in self._guests.items() if node not in self._overdue}
+    def _present(self) -> dict[int, Participant]:
+        return {node: participant for node, participant in self._participants.items() if node not in self._overdue}
 
     def gather(self, settings: Mapping[str, str], clients: frozenset[int], entries: int, patience: Patience) -> None:
         """Wait until every client has a node, or until the time is over and some clients have one.
@@ -105,20 +105,20 @@ class Nodes:
             SystemExit: a signal ended the wait.
         """
         self._settings, self._clients, self._entries = settings, clients, entries
-        self.homes.takeover = patience.takeover
-        until, reported, told = self._clock() + patience.start, -REMIND_SECONDS, [-1]
+        self.owners.takeover = patience.takeover
+        until, reported, last_missing = self._clock() + patience.start, -REMIND_SECONDS, [-1]
         while True:
             self.refresh()
             if number := self._stopped():
                 raise SystemExit(128 + number)
-            served = (guest.clients for guest in self._present().values())
+            served = (participant.clients for participant in self._present().values())
             missing, now = sorted(clients.difference(*served)), self._clock()
             if not missing:
                 self.register.missing([], 0.0)
                 return
-            if now - reported >= (CHANGE_SECONDS if missing != told else REMIND_SECONDS):
+            if now - reported >= (CHANGE_SECONDS if missing != last_missing else REMIND_SECONDS):
                 self.register.missing(missing, max(0.0, until - now))
-                reported, told = now, missing
+                reported, last_missing = now, missing
             if now >= until:
                 break
             self._sleep(POLL_SECONDS)
@@ -129,27 +129,28 @@ class Nodes:
     def refresh(self) -> None:
         """Update the nodes: forget those that are offline, read late answers, and ask new ones for their clients."""
         online = set(self._post.online())
-        for node in [node for node in self._guests if node not in online]:
-            self.register.gone(self._guests.pop(node))
+        for node in [node for node in self._participants if node not in online]:
+            self.register.gone(self._participants.pop(node))
         for known in (self._greeted, self._overdue, self._refused):
             for node in [node for node in known if node not in online]:
                 del known[node]
-        self._hear_overdue()
-        self._hear_greeted()
+        self._read_overdue()
+        self._read_greeted()
         busy = {node for node, (until, _) in self._refused.items() if self._clock() < until}
-        self._greet([node for node in sorted(online) if node not in busy | self._guests.keys() | self._greeted.keys()])
+        excluded = busy | self._participants.keys() | self._greeted.keys()
+        self._greet([node for node in sorted(online) if node not in excluded])
         self.register.seen(self._present().values())
 
-    def _hear_overdue(self) -> None:
+    def _read_overdue(self) -> None:
         late = {id: node for node, id in self._overdue.items()}
         for id, reply in self._post.collect(list(late)).items() if late else ():
             node = late[id]
             del self._overdue[node]
             if isinstance(reply, Failure) and not reply.refused:
                 # The node may have been restarted as another process: ask it again.
-                self._guests.pop(node, None)
+                self._participants.pop(node, None)
             else:
-                self.register.back(self.guest(node))
+                self.register.back(self.participant(node))
 
     def _greet(self, nodes: Collection[int]) -> None:
         nonces = {node: secrets.token_hex(16) for node in nodes}
@@ -165,7 +166,7 @@ class Nodes:
     def _letter(self, request: Request) -> Letter:
         return Letter(request_records(request), most_bytes(clients=len(self._clients)))
 
-    def _hear_greeted(self) -> None:
+    def _read_greeted(self) -> None:
         of_id = {id: node for node, (id, _) in self._greeted.items()}
         for id, reply in self._post.collect(list(of_id)).items() if of_id else ():
             node = of_id[id]
@@ -178,43 +179,43 @@ class Nodes:
                 clients &= self._clients
                 self._tell(node, f"the server refuses this node: {trouble}")
             if not trouble and not isinstance(answer, Failure):
-                self._forget_ghosts(answer.name, clients, answer.states)
+                self._forget_replaced(answer.name, clients, answer.states)
                 name, states = self._name(node, answer.name), answer.states or f"node {node}"
-                self._admit(node, Guest(name, clients, states, answer.surroundings))
+                self._admit(node, Participant(name, clients, states, answer.surroundings))
                 continue
             name = self._name(node, "" if isinstance(answer, Failure) else answer.name)
             if trouble != self._refused.get(node, (0.0, ""))[1]:  # once, although the node is asked again
                 self.register.refused(name, sorted(clients), trouble)
             self._refused[node] = (self._clock() + AGAIN_SECONDS, trouble)
 
-    def _forget_ghosts(self, said: str, clients: frozenset[int], states: str) -> None:
+    def _forget_replaced(self, own_name: str, clients: frozenset[int], states: str) -> None:
         """Forget a node that has returned with another id; the SuperLink takes the old id for online for a minute."""
-        same = [node for node, guest in self._guests.items() if (guest.clients, guest.states) == (clients, states)]
-        for node in [node for node in same if self._guests[node].name.partition("#")[0] == said]:
-            del self._guests[node]
+        same = [node for node, each in self._participants.items() if (each.clients, each.states) == (clients, states)]
+        for node in [node for node in same if self._participants[node].name.partition("#")[0] == own_name]:
+            del self._participants[node]
 
-    def _name(self, node: int, said: str) -> str:
+    def _name(self, node: int, own_name: str) -> str:
         """Return the name of a node's registered key, or the one that it gives itself; no two nodes have the same."""
-        name, taken = self._names.get(node, said) or f"{node}", {guest.name for guest in self._guests.values()}
+        name, taken = self._names.get(node, own_name) or f"{node}", {each.name for each in self._participants.values()}
         return next(each for each in (name, *(f"{name}#{n}" for n in range(2, len(taken) + 3))) if each not in taken)
 
-    def _admit(self, node: int, guest: Guest) -> None:
-        others = [other for other in self._present().values() if other.clients & guest.clients]
-        self._guests[node] = guest
+    def _admit(self, node: int, participant: Participant) -> None:
+        others = [other for other in self._present().values() if other.clients & participant.clients]
+        self._participants[node] = participant
         if node in self._names:  # a key is one node's, also if its disk is another one
-            self.homes.move(self._states.get(guest.name, guest.states), guest.states)
-            self._states[guest.name] = guest.states
+            self.owners.move(self._states.get(participant.name, participant.states), participant.states)
+            self._states[participant.name] = participant.states
         self._refused.pop(node, None)
-        self.register.joined(guest)
+        self.register.joined(participant)
         for first in others[:1]:
-            shared = first.states == guest.states
-            twice = sorted(first.clients & guest.clients)
-            self._tell(node, self.register.stands_by(guest, twice, first.name, shared, self.homes.takeover))
+            shared = first.states == participant.states
+            twice = sorted(first.clients & participant.clients)
+            self._tell(node, self.register.stands_by(participant, twice, first.name, shared, self.owners.takeover))
         versions = {name: self._surroundings[name] for name in VERSIONS if name in self._surroundings}
-        self.register.compared(guest, "the server", versions)
+        self.register.compared(participant, "the server", versions)
         if self._first is not None:
-            self.register.compared(guest, f"node {self._first.name}", self._first.surroundings)
-        self._first = self._first or guest
+            self.register.compared(participant, f"node {self._first.name}", self._first.surroundings)
+        self._first = self._first or participant
 
     def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
         """Send requests to nodes, and wait until enough clients have answered, or until the deadline.
@@ -248,18 +249,18 @@ class Nodes:
         why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
         for id, letter in waiting.items():
             self._overdue[letter.node] = id
-            self.register.late(self.guest(letter.node), letter.round, letter.clients, why)
+            self.register.late(self.participant(letter.node), letter.round, letter.clients, why)
         missing = {node: Failure(why, late=True) if node in sent else Failure(NOT_TAKEN) for node in requests}
         return {node: answers.get(node, missing[node]) for node in requests}
 
     def _note(self, letter: Sent, answer: Answer | Failure) -> None:
         """Register an answer."""
-        guest, request = self.guest(letter.node), letter.request
+        participant, request = self.participant(letter.node), letter.request
         if isinstance(answer, Failure):
-            self.register.failed(guest, letter.round, letter.clients, answer.reason)
+            self.register.failed(participant, letter.round, letter.clients, answer.reason)
         elif request.job == "train":
             up, seconds = sum(len(report.payload) for report in answer.reports), self._clock() - letter.since
-            self.register.served(guest, letter.round, len(letter.clients), seconds, up, request.size)
+            self.register.served(participant, letter.round, len(letter.clients), seconds, up, request.size)
 
 
 def _read(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Guest:
+class Participant:
     """A node that takes part.
 
     Attributes:
@@ -24,8 +24,8 @@ class Guest:
     surroundings: Mapping[str, str] = field(default_factory=dict)
 
 
-class Homes:
-    """The folder of states that each client's state is in, as an accepted update was the last to show it.
+class StateOwners:
+    """By client the folder of states with its state: that of the node whose update was accepted last.
 
     A second node of a client does not have the client's state. If it were asked because the first node missed one
     deadline, the state would be lost. So it is asked only once the first has been away for long, or if the two share
@@ -39,42 +39,42 @@ class Homes:
     def __init__(self, clock: Callable[[], float], takeover: float) -> None:
         self._clock, self.takeover = clock, takeover
         self._states: dict[int, str] = {}
-        self._away: dict[int, float] = {}  # since when the home of a client has not been there
+        self._away: dict[int, float] = {}  # when the owner of a client's state was first missed
 
-    def choose(self, client: int, guests: Mapping[int, Guest], at_stake: bool = True) -> int | None:
-        """Return the node to ask; None: none is there, or only one that must still wait.
+    def choose(self, client: int, participants: Mapping[int, Participant], has_state: bool = True) -> int | None:
+        """Return the node to ask; None: no node serves the client, or only one that must still wait.
 
         Args:
             client: the client.
-            guests: the nodes that serve it and can be asked.
-            at_stake: whether the client has a state, which another node than its home lacks.
+            participants: the nodes that serve it and can be asked.
+            has_state: whether the client has a state, which other nodes lack.
         """
-        home = self._states.get(client)
-        at_home = next((node for node, guest in guests.items() if home in (None, guest.states)), None)
-        if at_home is not None:
+        folder = self._states.get(client)
+        owner = next((node for node, participant in participants.items() if folder in (None, participant.states)), None)
+        if owner is not None:
             self._away.pop(client, None)
-            return at_home
+            return owner
         since = self._away.setdefault(client, self._clock())
-        if not guests or (at_stake and self._clock() - since < self.takeover):
+        if not participants or (has_state and self._clock() - since < self.takeover):
             return None
-        return next(iter(guests))
+        return next(iter(participants))
 
     def remaining(self, client: int) -> float:
-        """Return the seconds until another node takes over a client whose home is away."""
+        """Return the seconds until another node takes over a client whose owner is missing."""
         return max(0.0, self.takeover - (self._clock() - self._away.get(client, self._clock())))
 
-    def settle(self, client: int, guest: Guest) -> None:
+    def settle(self, client: int, participant: Participant) -> None:
         """Record that a node keeps the state of a client's accepted update."""
-        self._states[client] = guest.states
+        self._states[client] = participant.states
 
     def move(self, before: str, now: str) -> None:
         """Record that a node has another folder of states than before."""
         self._states = {client: now if states == before else states for client, states in self._states.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the homes, for a checkpoint."""
-        return {"homes": {str(client): states for client, states in self._states.items()}}
+        """Return the owners, for a checkpoint."""
+        return {"owners": {str(client): states for client, states in self._states.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned; earlier checkpoints have no homes."""
-        self._states = {int(client): str(states) for client, states in state.get("homes", {}).items()}
+        """Load what :meth:`state_dict` returned; earlier checkpoints have no owners."""
+        self._states = {int(client): str(states) for client, states in state.get("owners", {}).items()}
