@@ -77,7 +77,7 @@ def refactored(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def allocated(spectra: dict[str, list[float]], costs: dict[str, float], budget: float) -> dict[str, int]:
-    r"""Return the rank of each layer within a budget: ever the next rank with the most energy per cost.
+    r"""Return the rank of each layer within a budget; the next rank is always the one with the most energy per cost.
 
     The next rank j of layer l has :math:`\sigma_{l,j}^2 / c_l`. Ranks that the rest of the budget does not cover are
     passed over; of equal ratios the first name in alphabetical order gets its rank first (FedHera, ICML 2026).

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hetfl.cli.suggesting import MORE_VERBS, nearest_option, with_suggestion
+from hetfl.cli.helping import VERBS
+from hetfl.cli.suggesting import nearest_option, with_suggestion
 from tests.demo_cases import refused
 from tests.test_cli import demo
 
@@ -98,5 +99,5 @@ def test_other_messages_stay_as_they_are() -> None:
 
 def test_all_verbs_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     """With an unknown option it is not the verb that is refused."""
-    for verb in MORE_VERBS:
-        assert "invalid choice" not in refused(capsys, [verb, "--zzz"])
+    for verb in VERBS:
+        assert "Expected a verb" not in refused(capsys, [verb, "--zzz"])

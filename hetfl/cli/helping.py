@@ -25,7 +25,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "report": ("RUN... --out DIR", "write a report of runs"),
     "export": ("RUN --level LEVEL", "write the sub-model of one level to a file"),
     "unlearn": ("RUN --class K", "prune the channels that speak for a class, and train on"),
-    "flower": ("server|client|demo|...", "the same over a network, by Flower"),
+    "flower": ("server|client|demo|...", "run a server and nodes on several machines, with Flower"),
 }
 """By verb its arguments, and what it does, in the order in which they are used."""
 

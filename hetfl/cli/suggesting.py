@@ -15,9 +15,6 @@ OPTIONS = (
     re.compile(r"(?P<group>)unrecognized arguments: (?P<dashes>--)(?P<name>[^\s=]+).*", re.DOTALL),
 )
 """What jsonargparse says of an option that a parser does not have."""
-VERB = re.compile(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.+)\)")
-MORE_VERBS = ("init", "configs", "resume", "data", "compare", "report", "flower")
-"""Verbs that are no Lightning CLI's."""
 MEMBER = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'(?!: did)")
 CLASS = re.compile(r"Expected a dot import path string: (\w+)\b(?!: did|\.)")
 """What jsonargparse says of a class that it does not find; an outer parser sees what an inner one has suggested."""
@@ -27,7 +24,7 @@ def with_suggestion(message: str, options: Collection[str]) -> str:
     """Return a message of jsonargparse with the nearest known name; unchanged if none is near.
 
     Args:
-        message: a single line about an option, or a text with a line about a verb or about a class of a module.
+        message: a single line about an option, or a text with a line about a class of a module.
         options: the names of the parser's options, dotted, without dashes.
 
     >>> with_suggestion("Option 'epochz' is not accepted", ["epochs", "batch_size"])
@@ -38,7 +35,7 @@ def with_suggestion(message: str, options: Collection[str]) -> str:
             group = f"{match['group']}." if match["group"] else ""
             near = nearest_option(group + match["name"], options)
             return f"{message}: did you mean '{match['dashes']}{near.removeprefix(group)}'?" if near else message
-    return CLASS.sub(_with_class, MEMBER.sub(_with_member, VERB.sub(_with_verb, message)))
+    return CLASS.sub(_with_class, MEMBER.sub(_with_member, message))
 
 
 def nearest_option(unknown: str, known: Collection[str]) -> str:
@@ -70,10 +67,6 @@ def _nearest_sibling(unknown: str, known: Collection[str]) -> str:
 
 def _nearest(unknown: str, known: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(unknown, sorted(known), n=1)), "")
-
-
-def _with_verb(match: re.Match[str]) -> str:
-    return match[0] + suggestion(match[1], [*re.findall(r"'([^']+)'", match[2]), *MORE_VERBS])
 
 
 def _with_member(match: re.Match[str]) -> str:

@@ -168,8 +168,8 @@ class RoundProbe:
         """
         task, down_bytes = result.task, 0
         if model:
-            has = self.informed.get(task.key)
-            down_bytes = 0 if has is not None and has.covers(task.part) else self._bytes(task)
+            known = self.informed.get(task.key)
+            down_bytes = 0 if known is not None and known.covers(task.part) else self._bytes(task)
         work = self.models.levels.work(task, down_bytes, result.report.passes, up_bytes, training)
         self.probing.ledger.charge(task.client, self.round, replace(work, flops=work.flops + flops))
         if model:

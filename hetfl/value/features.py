@@ -59,10 +59,10 @@ def penultimate(net: nn.Module, inputs: Tree) -> Tensor:
     Raises:
         ConfigurationError: the net runs no linear layer.
     """
-    found: list[Tensor] = []
+    last_inputs: list[Tensor] = []
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found[:] = [arguments[0]]
+        last_inputs[:] = [arguments[0]]
 
     hooks = [layer.register_forward_pre_hook(note) for layer in net.modules() if isinstance(layer, nn.Linear)]
     try:
@@ -70,11 +70,11 @@ def penultimate(net: nn.Module, inputs: Tree) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
+    if not last_inputs:
         raise ConfigurationError(
             f"Expected a net with a linear layer, whose inputs are features, but got {type(net).__name__}"
         )
-    return found[0].flatten(1)
+    return last_inputs[0].flatten(1)
 
 
 def of_client(client: ClientView, features: int, seed: int, of_net: bool = False) -> Tensor:

@@ -54,7 +54,7 @@ class Certainty(Question):
         for whole, _ in client.batches:
             for start in range(0, length(whole), self.batch):
                 outputs_NK = client.outputs(taken(whole, slice(start, start + self.batch)))
-                if outputs_NK.dim() != 2:
+                if outputs_NK.dim() != 2:  # its labels are drawn, so that targets of any kind will do
                     raise ConfigurationError(
                         f"Expected scores of classes (N, K) for ParameterUncertainty but got {tuple(outputs_NK.shape)}"
                     )
