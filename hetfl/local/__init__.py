@@ -1,6 +1,7 @@
 """Local training: a client's work, and the executors that run it."""
 
 from hetfl.local.auto import Auto
+from hetfl.local.default import DefaultExecutor
 from hetfl.local.executor import Executor, InProcess, LocalProblem, Result
 from hetfl.local.feddyn import FedDyn
 from hetfl.local.importance import ImportanceGradient
@@ -18,6 +19,7 @@ __all__ = [
     "L1",
     "PGD",
     "Auto",
+    "DefaultExecutor",
     "ElasticNet",
     "Executor",
     "FedDyn",

@@ -258,6 +258,16 @@ class Executor(Piece):
     def close(self) -> None:
         """End the processes that the executor started."""
 
+    def share(self, ranks: int) -> None:
+        """Prepare for a trainer of several processes, each of which has an executor and a share of the clients.
+
+        Args:
+            ranks: number of processes of the trainer.
+
+        Raises:
+            ConfigurationError: the executors of the processes could differ.
+        """
+
     def describe(self) -> str:
         """Return nothing: a run may be resumed with another executor."""
         return ""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -158,10 +159,20 @@ class Workers(Executor):
                 number, slot = worker.given.popleft()
                 worker.free.append(slot)
                 if isinstance(answer, str):
-                    group = state.group_text(number)
-                    raise RuntimeError(f"Expected a result for {group} but its worker failed:\n{answer}")
+                    self._raise_here(state, number, answer)
                 state.take(number, answer, worker.slots[slot])
             self._give(state)
+
+    def _raise_here(self, state: _Run, number: int, trace: str) -> NoReturn:
+        """Repeat a group that failed in a worker, so that its error has the frames of this process.
+
+        Raises:
+            Exception: that of the group.
+            RuntimeError: the group succeeds here.
+        """
+        with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
+            self.inner.work(state.job, [recalled(state.tasks[i], state.recall) for i in state.groups[number]])
+        raise RuntimeError(f"Expected a result for {state.group_text(number)} but its worker failed:\n{trace}")
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
         """Return a new worker in place of a dead one, and put the dead worker's groups back into the queue.

@@ -70,6 +70,12 @@ class Auto(Executor):
     def close(self) -> None:  # noqa: D102
         self._executor.close()
 
+    def share(self, ranks: int) -> None:  # noqa: D102
+        if ranks > 1:
+            raise ConfigurationError(
+                "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
+            )
+
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self.chosen
 
