@@ -39,7 +39,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{module.uplink.compressor.title} on every upload, {down}"
-        f"{type(module.executor).__name__} executor{clustering}"
+        f"{module.executor.words}{clustering}"
     )
     if not module.schedule.in_step:
         console.print(f"{module.schedule.describe()}: a round is one server step", markup=False)

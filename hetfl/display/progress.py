@@ -68,8 +68,11 @@ class RoundProgress(ProgressBar, FederatedCallback):
             self.print(f"run folder: {printable(folder)}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the live line."""
-        self._headline = cast(FederatedModule, pl_module).objective.headline
+        """Print what runs the clients, and start the clock and the live line."""
+        module = cast(FederatedModule, pl_module)
+        if self._enabled:
+            self.print(f"clients: {module.executor.words}")
+        self._headline = module.objective.headline
         self._first_round = self._rounds_done = self._last_line = trainer.current_epoch
         self._started = time.monotonic()
         if self._enabled and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):

@@ -126,11 +126,10 @@ class FederatedModule(Method):
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
         self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
         self.hooks, self.measures = Hooks(self.penalty, hooks or ()), Measures(measures or ())
-        self.aggregator = Aggregators(aggregator or self.default_aggregator())
-        self.executor = executor or DefaultExecutor()
-        self._objective, self.objective = objective, objective or self.objective
+        self.aggregator, self.server_optimizer = Aggregators(aggregator or self.default_aggregator()), server_optimizer
+        self._objective, self.objective, self.seed = objective, objective or self.objective, seed
         self.personal, self.schedule = Personal.given(personal), schedule or Synchronous()
-        self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
+        self.executor, self.check_nesting = executor or DefaultExecutor(), check_nesting
         self._compose(self.schedule.ledger(self.fleet, deadline), downlink, base, statistics_clients)
 
     def _compose(self, ledger: Ledger, downlink: Downlink | None, base: Base, statistics_clients: int | None) -> None:

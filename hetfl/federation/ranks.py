@@ -25,7 +25,8 @@ from hetfl.compression import Message
 from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients, OwnClients
 from hetfl.local import Result
-from hetfl.local.executor import Bench, Job
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Job
 from hetfl.packing import pack, unpack
 from hetfl.piece import Piece
 from hetfl.schedule import Reply

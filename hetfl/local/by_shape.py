@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.probe import Form
 from hetfl.local.auto.schedule import quickest
-from hetfl.local.executor import Bench, InProcess, Job, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import InProcess, Job, Result
 from hetfl.local.jobs import train
 from hetfl.local.stacked import Stacked
 from hetfl.local.stacked.stacked import alike, evenly

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hetfl.local.bench import Bench
 from hetfl.local.by_shape import ByShape
-from hetfl.local.executor import Bench, Executor, Job, Recall, Result
+from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import Workers, can_fork, usable_cores
 from hetfl.types import Task
-
-log = logging.getLogger(__name__)
 
 
 class DefaultExecutor(Executor):
@@ -27,22 +25,26 @@ class DefaultExecutor(Executor):
 
     def __init__(self) -> None:
         self.processes = usable_cores()
-        self._ranks, self._text = 1, ""
+        self._ranks = 1
         self._executor: Executor = Sequential()
 
     def open(self, bench: Bench) -> None:  # noqa: D102
         super().open(bench)
         self._executor.close()
-        # Processes of macOS can fork, but its system libraries do not expect it.
-        forks = sys.platform == "linux" and can_fork() and bench.device.type == "cpu" and self._ranks == 1
-        self._executor = Workers(usable_cores(), ByShape(self.processes)) if forks else Sequential()
+        self._executor = Workers(usable_cores(), ByShape(self.processes)) if self._forks(bench) else Sequential()
         self._executor.open(bench)
-        text = "one client after the other"
-        if isinstance(self._executor, Workers):
-            text = f"{self._executor.num_workers} worker processes with one thread each, small nets in groups"
-        if text != self._text:
-            self._text = text
-            log.info(f"Executor: {text}")
+
+    def _forks(self, bench: Bench | None) -> bool:
+        """Return whether worker processes train; without a bench, on the assumption that the model is on the CPU."""
+        # Processes of macOS can fork, but its system libraries do not expect it.
+        on_cpu = bench is None or bench.device.type == "cpu"
+        return sys.platform == "linux" and can_fork() and on_cpu and self._ranks == 1
+
+    @property
+    def words(self) -> str:  # noqa: D102
+        if not self._forks(getattr(self, "bench", None)):
+            return "one client after the other"
+        return f"{usable_cores()} worker processes with one thread each, small nets in groups"
 
     def run(  # noqa: D102
         self, job: Job, tasks: Sequence[Task], recall: Recall | None = None

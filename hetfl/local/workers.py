@@ -20,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, InProcess, Job, Recall, Result, recalled
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
 from hetfl.types import NOTHING, Task
@@ -170,8 +171,13 @@ class Workers(Executor):
             Exception: that of the group.
             RuntimeError: the group succeeds here.
         """
-        with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
-            self.inner.work(state.job, [recalled(state.tasks[i], state.recall) for i in state.groups[number]])
+        tasks = [recalled(state.tasks[i], state.recall) for i in state.groups[number]]
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
+                self.inner.work(state.job, tasks)
+        except Exception as error:
+            error.add_note(f"in the work of {state.group_text(number)}")
+            raise
         raise RuntimeError(f"Expected a result for {state.group_text(number)} but its worker failed:\n{trace}")
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:

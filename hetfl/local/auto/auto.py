@@ -10,7 +10,8 @@ from typing import Any
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.probe import Form, executor_of, time_forms
 from hetfl.local.auto.schedule import duration, quickest
-from hetfl.local.executor import Bench, Executor, Job, Recall, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.jobs import train
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import can_fork, usable_cores

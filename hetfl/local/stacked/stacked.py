@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, InProcess, Job, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import InProcess, Job, Result
 from hetfl.local.jobs import train
 from hetfl.local.stacked.stack import Stack
 from hetfl.types import Task
