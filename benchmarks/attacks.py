@@ -87,7 +87,9 @@ class Setting:
         shared: dict[str, Any] = {"num_clients": self.clients, "server_fraction": 0.07, "seed": seed}
         if self.data == "digits":
             return Digits(client_transform=transform, **shared)
-        return MNIST(root=self.root, client_transform=transform, **{**shared, "server_fraction": 0.01, "val_fraction": UNUSED})
+        return MNIST(
+            root=self.root, client_transform=transform, **{**shared, "server_fraction": 0.01, "val_fraction": UNUSED}
+        )
 
 
 TINY = Setting("digits", "", clients=10, cohort=10, rounds=12, hidden=(8, 16), epochs=1, lr=0.1)
