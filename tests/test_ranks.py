@@ -45,8 +45,10 @@ from tests.conftest import small_module
 from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
 from tests.lora_cases import lora_module
+from tests.relative_cases import METHODS
 
 Fit = Callable[..., Trainer]
+RELATIVES = ("fjord", "nefl", "split_mix_robust", "ditto")
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
@@ -170,8 +172,12 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (learning, Sequential, 2),
         (valued, lambda: Workers(2), 2),
         (adapters, lambda: Workers(2), 2),
+        *((METHODS[name], Sequential, 2) for name in RELATIVES),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued", "adapters"],
+    ids=[
+        *("probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued", "adapters"),
+        *RELATIVES,
+    ],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,
