@@ -65,10 +65,10 @@ def seconds(case: Case, executor: Executor, repetitions: int) -> tuple[float, in
 
 def main() -> None:
     """Measure and print all cases."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--clients", type=int, nargs="*", default=[2, 5, 10], help="sizes of groups")
-    options.add_argument("--repetitions", type=int, default=4, help="rounds of a case, of which the fastest counts")
-    options = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="*", default=[2, 5, 10], help="sizes of groups")
+    parser.add_argument("--repetitions", type=int, default=4, help="rounds of a case, of which the fastest counts")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"{'net':14}{'level':>6}{'batch':>6}{'entries':>10}{'ms/step':>9}  "

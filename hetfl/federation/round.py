@@ -263,7 +263,7 @@ class RunningRound:
         reply, work = self._checked(reply), flight.work
         if reply.report is not None:
             levels, report = self.of.hosting.models.levels, reply.report
-            work = levels.work(reply.task, work.down_bytes, report.passes, len(reply.payload), training=True)
+            work = levels.work(reply.task, int(work.down_bytes), report.passes, len(reply.payload), training=True)
         return replace(flight, task=reply.task, work=work, reply=reply)
 
     def _checked(self, reply: Reply) -> Reply:
