@@ -10,7 +10,7 @@ import pytest
 from hetfl.cli.reporting import main
 from hetfl.errors import ConfigurationError
 from hetfl.runs.run_folder import note_end
-from tests.test_report import settings, two_groups, write_run
+from tests.report_cases import settings, two_groups, write_run
 
 
 def report(args: Sequence[str | Path]) -> None:

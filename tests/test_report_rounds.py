@@ -13,7 +13,7 @@ from hetfl.analysis import load_run
 from hetfl.report import write_report
 from hetfl.report.groups import make_groups
 from hetfl.report.series import last_validated, value_after
-from tests.test_report import ROUNDS, cells, text_of, two_groups, write_levels, write_run
+from tests.report_cases import ROUNDS, cells, text_of, two_groups, write_levels, write_run
 
 
 def validated_in(folder: Path, accuracies: Mapping[int, float]) -> Path:

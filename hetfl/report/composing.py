@@ -122,7 +122,7 @@ def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
     blocks: list[Block] = [] if missing is None else [Text(missing)]
     headline = material.headline
     key = f"{headline.name}_over_{cost.key}"
-    spread = "line: mean over seeds, up to the shortest run; band: spread over seeds"
+    spread = "thick line: mean over seeds, as far as all seeds have a score; thin lines: seeds, to their own ends"
     caption = f"Validation {headline.words} over {cost.name}; {spread}."
     blocks += _picture(material, key, pictures, cost.key, caption)
     return Section(f"{headline.heading} over {cost.name}", blocks)

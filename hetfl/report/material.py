@@ -64,6 +64,12 @@ class Material:
         return self.groups[0].headline
 
     @property
+    def chance(self) -> float | None:
+        """The score of guessing; None if it is unknown or not the same for all runs."""
+        known = {run.chance for group in self.groups for run in group.runs}
+        return known.pop() if len(known) == 1 else None
+
+    @property
     def parts(self) -> list[str]:
         """Names of the levels in order, and of the global model if it is not one of them."""
         return [row.name for row in rows_by_name(self.groups)] + [GLOBAL] * self.own_global

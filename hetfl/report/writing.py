@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hetfl.analysis import load_run
 from hetfl.analysis.pictures import save_figure
+from hetfl.analysis.theme import group_styles
 from hetfl.files import make_folder, write_whole
 from hetfl.report.checks import check_comparable
 from hetfl.report.composing import compose
-from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
 from hetfl.report.material import make_material
 from hetfl.report.pictures import draw_all, picture_names
@@ -51,12 +51,12 @@ def write_report(
     check_comparable(made, allow_unfinished=unfinished, allow_mixed_data=mixed_data)
     material = make_material(made, target)
     plots = make_folder(out / PLOTS, "the report into", out)
-    figures = draw_all(material, styles_of([group.name for group in made]))
+    figures = draw_all(material, group_styles([group.name for group in made]))
     for key in picture_names(material.headline):
         for suffix in ("png", "svg") if key not in figures else ():
             (plots / f"{key}.{suffix}").unlink(missing_ok=True)
-    for key, figure in figures.items():
-        save_figure(figure, plots, key, padding=0.04)
+    for key, drawing in figures.items():
+        save_figure(drawing.figure, plots, key, padding=0.04)
     document = compose(material, figures)
     summary = summary_table(made, material.validated).to_csv(index=False, lineterminator="\n")
     write_whole(out / "summary.csv", summary.encode())

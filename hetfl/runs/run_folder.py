@@ -171,7 +171,12 @@ class RunFolder(Logger):
     @rank_zero_only
     def has(self, name: str) -> bool:
         """Return whether the folder has ``<name>.csv``; None on ranks other than zero."""
-        return self._open().path.with_name(f"{name}.csv").is_file()
+        return self.has_file(f"{name}.csv")
+
+    @rank_zero_only
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder has a file; None on ranks other than zero."""
+        return self._open().path.with_name(name).is_file()
 
     @rank_zero_only
     def append_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
