@@ -72,7 +72,7 @@ def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> No
     assert titles == {"cluster_members": all_three, "cluster_accuracy": all_three, "cluster_tree": ["cfl, seed 0"]}
     accuracy = drawn["cluster_accuracy"]
     assert accuracy is not None
-    assert accuracy.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
+    assert accuracy.figure.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ from hetfl.analysis.clusters import ClusterSplit, assignments, has_splits, split
 from hetfl.analysis.theme import DASHES, MARKERS, SMALL, Style, cluster_colours, text_sizes
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
-from hetfl.report.figures import WIDTH, draw_panels
+from hetfl.report.figures import WIDTH, drawing_of
 from hetfl.report.groups import Group, seed_of
-from hetfl.report.panels import Axis, Drawing, Panel, numbers_of
+from hetfl.report.panels import Axis, Drawing, Panel
 from hetfl.report.series import ROUNDS, Band, final_amount
 
 MOST = 6
@@ -156,7 +156,7 @@ def _scores(runs: Sequence[ClusteredRun]) -> Drawing | None:
         if each.scores
     ]
     axis = Axis(ROUNDS.axis, rounds=True).of(runs[0].run.headline, runs[0].run.chance)
-    return Drawing(draw_panels(panels, axis, styles), numbers_of(panels, axis), lines=True)
+    return drawing_of(panels, axis, styles)
 
 
 def _stacked(

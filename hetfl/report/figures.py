@@ -27,13 +27,13 @@ from hetfl.analysis.theme import (
     plain,
     plain_number,
 )
-from hetfl.report.panels import Axis, Panel
+from hetfl.report.panels import Axis, Drawing, Panel, numbers_of, thinned
 from hetfl.runs.headline import Headline
 
 WIDTH = 7.0
-PANEL_HEIGHT, ALONE = 1.45, 2.1
+PANEL_HEIGHT = 1.45
 LEFT, BOTTOM, GAP = 0.62, 0.48, 0.18
-"""Sizes in inches, like those above. ``ALONE`` is the height of panels in a single row; ``LEFT`` and ``BOTTOM`` are the
+"""Sizes in inches, like those above. ``LEFT`` and ``BOTTOM`` are the
 margins for numbers and names of axes; ``GAP`` is the distance between panels."""
 TITLE = 0.26
 LETTER = 0.078
@@ -41,6 +41,12 @@ LETTER = 0.078
 LONGEST = 28
 LOG_FROM = 4.0
 """Smallest ratio of the ends of groups for a logarithmic axis; on a linear axis short lines would be at the left."""
+
+
+def drawing_of(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Drawing:
+    """Return the drawing of panels with all of their numbers; see :func:`draw_panels`."""
+    few = thinned(panels)
+    return Drawing(draw_panels(few, axis, styles), numbers_of(panels, axis), numbers_of(few, axis))
 
 
 def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Figure:
@@ -58,7 +64,7 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
-    tall = PANEL_HEIGHT if rows > 1 else ALONE
+    tall = PANEL_HEIGHT if rows > 1 else axis.height
     drawn = [name for name in styles if any(name in panel.bands for panel in panels)]
     beside = names_in_a_row(drawn)
     log = _is_log(panels) if axis.log is None else axis.log

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from hetfl.report.series import Band
 from hetfl.runs.headline import Headline
 
+MOST_POINTS, FEWEST = 6000, 20
+"""Maximum number of points in a figure of the page, and of points of a line that are kept in any case."""
 MEAN = "mean"
 """Name of the mean over seeds among the names of seeds."""
 
@@ -39,6 +41,7 @@ class Axis:
         points: whether points are marked, with bars for the spread.
         shares: whether values of the vertical axis are shares, which are shown as percentages.
         chance: the score of guessing, in the unit of ``metrics.csv``; None: unknown.
+        height: height of panels in a single row, in inches.
     """
 
     x: str
@@ -51,6 +54,7 @@ class Axis:
     points: bool = False
     shares: bool = True
     chance: float | None = None
+    height: float = 2.1
 
     def of(self, headline: Headline, chance: float | None = None) -> Axis:
         """Return the same axes with a headline on the vertical axis."""
@@ -89,10 +93,28 @@ class Drawing:
     Attributes:
         figure: the figure.
         numbers: its numbers as a table: a head and rows.
-        lines: whether the numbers are ``panel``, ``group``, ``seed``, x and y of the marks of lines, and each panel is
-            an axes of the figure, in this order.
+        shown: the numbers of the points that are drawn, with the columns of :func:`numbers_of`, if the figure has lines
+            with marks, and an axes for each panel in their order; empty otherwise.
     """
 
     figure: Figure
     numbers: Sequence[Sequence[str]]
-    lines: bool = False
+    shown: Sequence[Sequence[str]] = ()
+
+
+def thinned(panels: Sequence[Panel]) -> list[Panel]:
+    """Return panels whose lines have at most :data:`MOST_POINTS` points together, at even distances, with both ends."""
+    lines = [x for panel in panels for name, band in panel.bands.items() for _, x, _ in lines_of(name, band)]
+    most = max(FEWEST, MOST_POINTS // max(len(lines), 1))
+    return [Panel(each.title, {name: _thin(band, most) for name, band in each.bands.items()}) for each in panels]
+
+
+def _thin(band: Band, most: int) -> Band:
+    def places(x: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(np.int64))
+
+    at = places(band.x)
+    mean, low, high = (values[at] for values in (band.mean, band.low, band.high))
+    return Band(
+        band.x[at], mean, low, high, band.n, {name: (x[places(x)], y[places(x)]) for name, (x, y) in band.seeds.items()}
+    )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from hetfl.analysis.theme import Style
 from hetfl.report.clusters import cluster_figures
-from hetfl.report.figures import draw_panels
+from hetfl.report.figures import drawing_of
 from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
 from hetfl.report.material import Material
-from hetfl.report.panels import Axis, Drawing, Panel, numbers_of
-from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band, band_of, column_over
+from hetfl.report.panels import Axis, Drawing, Panel
+from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band, band_of, column_over, names_of
 from hetfl.report.trade_off import score_at_bytes
 from hetfl.report.values import PICTURE as VALUES
 from hetfl.report.values import value_figure
@@ -21,9 +22,12 @@ from hetfl.runs.headline import Headline
 
 DENSITY = "comm/up_density"
 """The column of the share of entries that were sent."""
+SIZE_LOOK: dict[str, Any] = {"log": True, "points": True, "height": 3.2}
 SIZE_AXES = {
-    "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True),
-    "training_flops": Axis("Computed for a training sample at the level (MFLOP)", scale=1e6, log=True, points=True),
+    "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True, height=3.2),
+    "training_flops": Axis(
+        "Computed for a training sample at the level (MFLOP)", scale=1e6, log=True, points=True, height=3.2
+    ),
 }
 
 
@@ -57,7 +61,9 @@ def density_over_rounds(material: Material, styles: dict[str, Style]) -> Drawing
     """Draw the share of the entries that were sent in each round; None if every group sent all of them."""
     bands = {}
     for group in material.groups:
-        curves = {seed: column_over(run, DENSITY, ROUNDS) for seed, run in zip(group.seeds, group.runs, strict=True)}
+        curves = {
+            seed: column_over(run, DENSITY, ROUNDS) for seed, run in zip(names_of(group.runs), group.runs, strict=True)
+        }
         # Nothing is sent in a round whose updates were all refused; a logarithm has no place for it.
         curves = {seed: (x[sent > 0], sent[sent > 0]) for seed, (x, sent) in curves.items()}
         bands[group.name] = band_of(curves)
@@ -101,7 +107,7 @@ def score_of_clients(material: Material, styles: dict[str, Style]) -> Drawing | 
 
 def _drawn(panels: list[Panel], axis: Axis, styles: dict[str, Style]) -> Drawing | None:
     filled = [panel for panel in panels if panel.bands]
-    return Drawing(draw_panels(filled, axis, styles), numbers_of(filled, axis), lines=True) if filled else None
+    return drawing_of(filled, axis, styles) if filled else None
 
 
 def _known(bands: Mapping[str, Band | None]) -> dict[str, Band]:

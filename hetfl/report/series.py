@@ -139,7 +139,8 @@ class Band:
 
 def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
     """Return the scores of several seeds over a cost; see :func:`band_of`."""
-    return band_of({_name(run, runs): curve(run, part, cost) for run in runs})
+    curves = [curve(run, part, cost) for run in runs]
+    return band_of(dict(zip(names_of(runs), curves, strict=True)))
 
 
 def band_of(curves: Mapping[str, tuple[Numbers, Numbers]]) -> Band | None:
@@ -161,14 +162,15 @@ def band_of(curves: Mapping[str, tuple[Numbers, Numbers]]) -> Band | None:
     return Band(points, mean, low, high, len(curves), dict(curves) if len(curves) > 1 else {})
 
 
-def _name(run: Run, runs: Sequence[Run]) -> str:
-    """Return the seed of a run, or its number if its seed is unknown or not the only one."""
-    seeds = [seed_of(each) for each in runs]
-    return (
-        seed_of(run)
-        if len(set(seeds)) == len(seeds)
-        else str(next(i for i, each in enumerate(runs, start=1) if each is run))
-    )
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Return the seeds of runs, or their numbers if seeds are unknown or occur twice."""
+    seeds = [seed_of(run) for run in runs]
+    return seeds if len(set(seeds)) == len(seeds) else [str(number + 1) for number in range(len(runs))]
+
+
+def seeds_of(group: Group) -> list[str]:
+    """Return the names of the thin lines of a group; none for a single run."""
+    return names_of(group.runs) if len(group.runs) > 1 else []
 
 
 def common_budget(groups: Sequence[Group], cost: Cost) -> float:

@@ -90,7 +90,8 @@ def score_at_bytes(material: Material, styles: Mapping[str, Style]) -> Drawing |
     ax.plot(*line, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), drawstyle="steps-post", zorder=0.9)
     _set_axes(ax, material, points)
     _name_points(ax, material, points, styles)
-    return Drawing(figure, list(_numbers(material, points)), lines=True)
+    numbers = list(_numbers(material, points))
+    return Drawing(figure, numbers, numbers)
 
 
 def _numbers(material: Material, points: Sequence[Point]) -> Iterator[list[str]]:
