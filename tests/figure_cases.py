@@ -80,7 +80,7 @@ def report_figures(root: Path) -> dict[str, Figure]:
 def of_run(draw: Callable[[analysis.Run], object], root: Path) -> Figure:
     """Return a figure of one run, from a function that returns the figure or its axes."""
     drawn = draw(analysis.load_run(full_run(root / "run")))
-    return drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)  # type: ignore[attr-defined, no-any-return]
+    return drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)  # type: ignore[attr-defined]
 
 
 def two_runs(root: Path) -> Figure:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from hetfl.analysis import load_run
-from hetfl.compare.main import _reason
+from hetfl.compare.main import _failure
+from hetfl.compare.plan import PlannedRun
 from hetfl.display.runs import RunLine
 from hetfl.report import answer_lines, verdict, write_material
 from hetfl.report.document import Facts
@@ -117,8 +118,8 @@ def test_missing_runs_are_named(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, seeds=(0, 1, 2))
     groups["low"] = groups["low"][:2]
     assert "! There is no run of low with seed 2." in list(answer_lines(read_material(groups)))
-    failed = RunLine("low", 2, rounds=8, done=3, state="failed")
-    planned = read_material(groups, missing=[f"low seed 2 is missing: {_reason(failed)}."])
+    failed = _failure(PlannedRun("low", 2, tmp_path, ""), RunLine("low", 2, rounds=8, done=3, state="failed"))
+    planned = read_material(groups, missing=[failed])
     html = write_material(planned, tmp_path / "out").read_text()
     assert "low seed 2 is missing: it failed after 3 of 8 rounds." in html
     assert "no run of low with seed 2" not in html
@@ -137,7 +138,7 @@ def test_the_front_has_no_group_with_more_bytes_and_a_lower_score(tmp_path: Path
     ends = {"few": (0.5, 1.0), "good": (0.8, 2.0), "worse": (0.6, 3.0), "best": (0.9, 4.0)}
     groups = {name: [full_run(tmp_path / name, top=top, cost=cost, lr=cost)] for name, (top, cost) in ends.items()}
     material = read_material(groups)
-    front = [point.name for point in front_of(material, points_of(material))]
+    front = [point.name for point in front_of(material.headline, points_of(material))]
     assert front == ["few", "good", "best"]
     out = tmp_path / "out"
     write_material(material, out)

@@ -91,7 +91,7 @@ def check(figure: Figure) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if text.get_visible() and text.get_text().strip():
-            assert text.get_fontsize() >= TINY, text.get_text()
+            assert float(text.get_fontsize()) >= TINY, text.get_text()
             on_a_map = text.axes is not None and bool(text.axes.images) and text in text.axes.texts
             assert on_a_map or contrast(text.get_color(), "white") >= 4.5, text.get_text()
     for ax in axes:
@@ -113,11 +113,11 @@ def check(figure: Figure) -> None:
 
 def assert_lines_differ(ax: Axes) -> None:
     """Check that lines of different colours differ in dashes or markers, too, if they are few enough to be named."""
-    looks = {}
+    looks: dict[str, set[tuple[str, str]]] = {}
     for line in ax.lines:
-        if len(line.get_xydata()) > 2 and line.get_linestyle() != "None" and line.get_linewidth() > 1:
+        if len(np.asarray(line.get_xydata())) > 2 and line.get_linestyle() != "None" and line.get_linewidth() > 1:
             pattern = str(line._unscaled_dash_pattern)  # type: ignore[attr-defined]
-            looks.setdefault(to_hex(line.get_color()), set()).add((pattern, line.get_marker()))
+            looks.setdefault(to_hex(line.get_color()), set()).add((pattern, str(line.get_marker())))
     for one, other in itertools.combinations(looks.values(), 2):
         assert not one & other
 

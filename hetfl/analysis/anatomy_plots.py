@@ -151,11 +151,8 @@ def plot_channel_norms(table: pd.DataFrame) -> Figure:
             )
         first = int((rows["level"] == rows["level"].iloc[0]).cumprod().sum())  # channels before those of another level
         part, share = first / len(rows), rows["share"].iloc[first - 1]
-        ax.set_title(
-            f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²",
-            fontsize=SMALL,
-            pad=14,
-        )
+        title = f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²"
+        ax.set_title(title, fontsize=SMALL, pad=14)
         ax.set_xlabel("Channel")
         if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             ax.set_ylabel("Norm of its weights")

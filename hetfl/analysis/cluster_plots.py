@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -55,7 +55,7 @@ def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
     colours = cluster_colours(int(clusters_NR.max()) + 1)
     ax.imshow(
         clusters_NR[order],
-        cmap=ListedColormap([NOTHING, *colours]),
+        cmap=ListedColormap([to_rgba(NOTHING), *colours]),
         vmin=-1.5,
         vmax=len(colours) - 0.5,
         aspect="auto",

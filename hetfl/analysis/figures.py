@@ -114,7 +114,7 @@ def number_map(
     ax.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = ink_on(image.cmap(image.norm(value)))
+            colour = ink_on(image.to_rgba(np.array([value]))[0])
             ax.text(column, row, format(value, form), ha="center", va="center", color=colour, fontsize=TINY)
     return image
 

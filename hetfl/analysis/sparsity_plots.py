@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def plot_sparsity(run: Run) -> Figure:
     )
     ax: Axes = axes[0, 0]
     for curve in curves:
-        look = {"marker": curve.style.marker, "markersize": 3, "alpha": 0.35, "markeredgewidth": 0}
+        look: dict[str, Any] = {"marker": curve.style.marker, "markersize": 3, "alpha": 0.35, "markeredgewidth": 0}
         ax.plot(curve.x, curve.y, linestyle="", color=curve.style.colour, **look)
         last = [i for i in range(len(curve.x)) if i + 1 == len(curve.x) or curve.x[i + 1] != curve.x[i]]
         ax.plot(curve.x[last], curve.y[last], **curve.style.line(len(last)))

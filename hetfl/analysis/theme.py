@@ -153,7 +153,7 @@ class RoundTicks(MaxNLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         """Return the places of the ticks."""
-        ticks = super().tick_values(vmin, vmax)
+        ticks = np.asarray(super().tick_values(vmin, vmax))
         return np.where(ticks == 0, 1, ticks)
 
 
@@ -195,7 +195,12 @@ def draw_chance(ax: Axes, chance: float | None, headline: Headline) -> None:
         return
     level = headline.scale * chance
     ax.axhline(level, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
-    place = {"xy": (1.0, level), "xycoords": ax.get_yaxis_transform(), "xytext": (-2, 1), "textcoords": "offset points"}
+    place: dict[str, Any] = {
+        "xy": (1.0, level),
+        "xycoords": ax.get_yaxis_transform(),
+        "xytext": (-2, 1),
+        "textcoords": "offset points",
+    }
     ax.annotate(f"chance: {headline.shown(chance, 0)}", **place, ha="right", va="bottom", fontsize=TINY, color=GREY)
 
 

@@ -31,7 +31,7 @@ def plot_layer_density(table: pd.DataFrame) -> Figure:
         ax,
         percent,
         rows=[str(name) for name in table.index],
-        columns=[str(step + 1) for step in table.columns],
+        columns=[str(int(step) + 1) for step in table.columns],
         low=0.0,
         high=float(np.nanmax(percent)),
         form=".1f",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from html import escape
 from itertools import groupby
 from typing import Any
 
-from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 
 from hetfl.analysis.theme import COLOURS, GREY, GRID, INK, ON_DARK, PAPER
@@ -48,7 +48,7 @@ class Embedded:
     text: str
     lines: str = ""
 
-    def svg(self, words: str) -> Markup:
+    def svg(self, words: str) -> str:
         """Return the drawing as an element of the page.
 
         Args:
@@ -62,7 +62,7 @@ class Embedded:
         if self.lines:
             text = re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0].lower()], text, flags=re.IGNORECASE)
         named = f'<svg role="img" aria-label="{escape(words)}" '
-        return Markup(SPACE.sub("\n", text).replace("<svg ", named, 1))  # matplotlib escapes names
+        return SPACE.sub("\n", text).replace("<svg ", named, 1)  # matplotlib escapes names
 
 
 def embedded(key: str, drawing: Drawing, text: str) -> Embedded:

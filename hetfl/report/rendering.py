@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from hetfl.printable import printable
 from hetfl.report.document import Document
@@ -45,8 +44,8 @@ def to_html(document: Document, drawings: Mapping[str, Embedded], groups: Sequen
         drawings=drawings,
         groups=json.dumps([{"name": group.name, "seeds": seeds_of(group)} for group in groups], ensure_ascii=False),
         folder=folder,
-        style=Markup(style),  # of the template only
-        script=Markup(script),
+        style=style,
+        script=script,
         script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
     )
 

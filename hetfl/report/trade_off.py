@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from hetfl.analysis.theme import (
     FONT_POINTS,
     GREY,
+    LEADER,
     SMALL,
     Style,
     draw_chance,
@@ -20,17 +22,22 @@ from hetfl.analysis.theme import (
     score_axis,
     text_sizes,
 )
-from hetfl.report.figures import LETTER, WIDTH, mark_of
+from hetfl.report.figures import LETTER, WIDTH, figure_of, mark_of
 from hetfl.report.material import Material
 from hetfl.report.panels import Drawing
 from hetfl.report.series import BYTES, GLOBAL, final_amount
 from hetfl.report.spread import Spread, spread_of
+from hetfl.runs.headline import Headline
 
+NEAR = 12.0
+"""Distance in points up to which a name needs no line to its point."""
 FEWEST = 3
 """Smallest number of groups for which the figure is drawn."""
-HEIGHT = 3.4
+HEIGHT = 4.0
 ALIGNED = {-1: "right", 0: "center", 1: "left"}
 """Alignment of a name by its horizontal place relative to its point."""
+UPWARDS = (11.0, -11.0, 20.0, -20.0, 29.0, -29.0, 38.0, -38.0, 50.0, -50.0)
+"""Vertical distances of a name from its point that are tried, in points."""
 Box = tuple[float, float, float, float]
 
 
@@ -48,6 +55,11 @@ class Point:
     spent: Spread
     score: Spread
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the spread of the score."""
+        return self.score.low, self.score.high
+
 
 def points_of(material: Material) -> list[Point]:
     """Return the groups that have a score and count their uploads, from the fewest bytes to the most."""
@@ -60,11 +72,11 @@ def points_of(material: Material) -> list[Point]:
     return sorted(points, key=lambda point: point.spent.mean)
 
 
-def front_of(material: Material, points: Sequence[Point]) -> list[Point]:
+def front_of(headline: Headline, points: Sequence[Point]) -> list[Point]:
     """Return the points than which no point with fewer bytes has a better mean, from the fewest bytes to the most."""
     front: list[Point] = []
     for point in points:
-        if not front or material.headline.better(point.score.mean, front[-1].score.mean):
+        if not front or headline.better(point.score.mean, front[-1].score.mean):
             front.append(point)
     return front
 
@@ -74,35 +86,49 @@ def score_at_bytes(material: Material, styles: Mapping[str, Style]) -> Drawing |
     points = points_of(material)
     if len(points) < FEWEST:
         return None
-    headline, numbers = material.headline, list(styles)
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    numbers = list(_numbers(material.headline, points))
+    return Drawing(draw_points(points, material.headline, styles, material.chance), numbers, numbers)
+
+
+def draw_points(
+    points: Sequence[Point], headline: Headline, styles: Mapping[str, Style], chance: float | None = None
+) -> Figure:
+    """Draw points with their spread and their names, and a dashed line through those of :func:`front_of`.
+
+    Args:
+        points: at least one point, from the fewest bytes to the most.
+        headline: the score of the vertical axis.
+        styles: the style of each point, by name.
+        chance: the score of guessing; None: unknown.
+    """
+    figure, scale = Figure(figsize=(WIDTH, HEIGHT)), headline.scale
     figure.subplots_adjust(left=0.62 / WIDTH, right=1 - 0.12 / WIDTH, bottom=0.5 / HEIGHT, top=1 - 0.12 / HEIGHT)
     ax = figure.add_subplot()
     for point in points:
-        style, place = styles[point.name], numbers.index(point.name)
-        x, y = point.spent.mean / 1e6, headline.scale * point.score.mean
-        ends = [[headline.scale * abs(end - point.score.mean)] for end in (point.score.low, point.score.high)]
+        style, (x, y) = styles[point.name], _place(point, scale)
+        ends = [[scale * abs(end - point.score.mean)] for end in (point.score.low, point.score.high)]
         sides = [[abs(end - point.spent.mean) / 1e6] for end in (point.spent.low, point.spent.high)]
         ax.errorbar(x, y, ends, sides, fmt="none", ecolor=style.colour, elinewidth=1.0, alpha=0.6)
-        ax.plot(x, y, marker=style.marker, color=style.colour, markersize=6, linestyle="", gid=mark_of(place))
-    front = front_of(material, points)
-    line = [point.spent.mean / 1e6 for point in front], [headline.scale * point.score.mean for point in front]
-    ax.plot(*line, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), drawstyle="steps-post", zorder=0.9)
-    _set_axes(ax, material, points)
-    _name_points(ax, material, points, styles)
-    numbers = list(_numbers(material, points))
-    return Drawing(figure, numbers, numbers)
+        mark = mark_of(list(styles).index(point.name))
+        ax.plot(x, y, marker=style.marker, color=style.colour, markersize=6, linestyle="", gid=mark)
+    xs, ys = zip(*(_place(point, scale) for point in front_of(headline, points)), strict=True)
+    ax.plot(xs, ys, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), drawstyle="steps-post", zorder=0.9)
+    _set_axes(ax, headline, points)
+    draw_chance(ax, chance, headline)
+    _name_points(ax, headline, points, styles)
+    return figure
 
 
-def _numbers(material: Material, points: Sequence[Point]) -> Iterator[list[str]]:
-    yield ["panel", "group", "seed", BYTES.axis, material.headline.in_unit(material.headline.heading)]
+def _numbers(headline: Headline, points: Sequence[Point]) -> Iterator[list[str]]:
+    yield ["panel", "group", "seed", BYTES.axis, headline.in_unit(headline.heading)]
     for point in points:
-        score = material.headline.scale * point.score.mean
-        yield ["", point.name, "mean", f"{point.spent.mean / 1e6:.6g}", f"{score:.6g}"]
+        x, y = _place(point, headline.scale)
+        yield ["", point.name, "mean", f"{x:.6g}", f"{y:.6g}"]
 
 
-def _set_axes(ax: Axes, material: Material, points: Sequence[Point]) -> None:
+def _set_axes(ax: Axes, headline: Headline, points: Sequence[Point]) -> None:
     low, high = min(point.spent.low for point in points) / 1e6, max(point.spent.high for point in points) / 1e6
+    ax.margins(y=0.12)
     plain(ax)
     text_sizes(ax)
     if low > 0 and high > 2 * low:
@@ -112,26 +138,27 @@ def _set_axes(ax: Axes, material: Material, points: Sequence[Point]) -> None:
         ax.set_xlabel(log_name(BYTES.axis), fontsize=FONT_POINTS)
     else:
         ax.set_xlabel(BYTES.axis, fontsize=FONT_POINTS)
-    score_axis(ax, material.headline)
-    draw_chance(ax, material.chance, material.headline)
+    score_axis(ax, headline)
 
 
-def _name_points(ax: Axes, material: Material, points: Sequence[Point], styles: Mapping[str, Style]) -> None:
+def _name_points(ax: Axes, headline: Headline, points: Sequence[Point], styles: Mapping[str, Style]) -> None:
     """Write the name of each group beside its point, where no other name or point is."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # axes are made on one
-    unit = 72 / figure.get_dpi()
-    places = {point: tuple(unit * ax.transData.transform(_place(point, material.headline.scale))) for point in points}
+    unit = 72 / figure_of(ax).get_dpi()
+    transform = ax.transData.transform
+    places = {point: tuple(unit * transform(_place(point, headline.scale))) for point in points}
     frame = ax.get_window_extent()
     inside = (unit * frame.x0, unit * frame.y0, unit * frame.x1, unit * frame.y1)
-    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places.values()]
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
+    for point in points:
+        (x, low), (_, high) = (unit * transform((point.spent.mean / 1e6, headline.scale * end)) for end in point.ends)
+        taken.append((x - 1, low, x + 1, high))
     for point, (x, y) in places.items():
         width, height = 72 * LETTER * len(point.name), 1.2 * SMALL
-        side, up = min(_sides(), key=lambda at: _trouble(_box(x, y, width, height, *at), taken, inside))
+        side, up = min(_sides(), key=lambda at: _trouble(_box(x, y, width, height, *at), taken, inside) + abs(at[1]))
         taken.append(_box(x, y, width, height, side, up))
         ax.annotate(
             point.name,
-            xy=_place(point, material.headline.scale),
+            xy=_place(point, headline.scale),
             xytext=(6 * side, up),
             textcoords="offset points",
             ha=ALIGNED[side],
@@ -139,6 +166,7 @@ def _name_points(ax: Axes, material: Material, points: Sequence[Point], styles: 
             fontsize=SMALL,
             color=styles[point.name].colour,
             parse_math=False,
+            arrowprops=_leader(side, styles[point.name].colour) if abs(up) > NEAR else None,
         )
 
 
@@ -146,9 +174,14 @@ def _place(point: Point, scale: float) -> tuple[float, float]:
     return point.spent.mean / 1e6, scale * point.score.mean
 
 
+def _leader(side: int, colour: str) -> dict[str, Any]:
+    """Return the style of the line from a name to its point: it begins at the side of the name that faces the point."""
+    return LEADER | {"color": colour, "relpos": ((1 - side) / 2, 0.5)}
+
+
 def _sides() -> list[tuple[int, float]]:
     """Return places of a name relative to its point: the side, and points of the page upwards; the best first."""
-    return [(1, 0.0), (-1, 0.0), *((side, up) for up in (10.0, -10.0, 19.0, -19.0, 28.0, -28.0) for side in (1, -1, 0))]
+    return [(1, 0.0), (-1, 0.0), *((side, up) for up in UPWARDS for side in (1, -1, 0))]
 
 
 def _box(x: float, y: float, width: float, height: float, side: int, up: float) -> Box:

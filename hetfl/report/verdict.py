@@ -151,7 +151,7 @@ def fraction(share: float) -> str:
     ('the whole size', 'an eighth of the size', '37 % of the size')
     """
     near = min(FRACTIONS, key=lambda known: abs(known - share) / known)
-    return FRACTIONS[near] if abs(near - share) <= 0.12 * near else f"{100 * share:.2g} % of the size"
+    return FRACTIONS[near] if abs(near - share) <= 0.08 * near else f"{100 * share:.2g} % of the size"
 
 
 def _alone(material: Material) -> list[str]:
@@ -215,7 +215,7 @@ def ends_over(material: Material, cost: Cost) -> str:
 
 def front_text(material: Material) -> str:
     """Return what the figure of the trade-off shows: the groups that no group with fewer bytes surpasses."""
-    front = front_of(material, points_of(material))
+    front = front_of(material.headline, points_of(material))
     named = [
         f"{point.name} ({material.headline.shown(point.score.mean)} from {BYTES.write(point.spent.mean)})"
         for point in front

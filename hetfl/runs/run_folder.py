@@ -171,7 +171,7 @@ class RunFolder(Logger):
     @rank_zero_only
     def has(self, name: str) -> bool:
         """Return whether the folder has ``<name>.csv``; None on ranks other than zero."""
-        return self.has_file(f"{name}.csv")
+        return self._open().path.with_name(f"{name}.csv").is_file()
 
     @rank_zero_only
     def has_file(self, name: str) -> bool:
