@@ -24,6 +24,7 @@ from hetfl.analysis import (
     plot_reliability,
     reliability,
 )
+from hetfl.analysis.theme import WRONG
 from hetfl.runs.metrics_file import MetricsFile
 from tests.test_plots import UP_BYTES, write_run
 

@@ -74,7 +74,7 @@ def test_of_three_groups_the_lead_is_over_the_next_best(tmp_path: Path) -> None:
         "y leads by 20.00 points over z, the next best, at the whole size (level a, 8.00 k parameters) and by 20.00 "
         "points over z, the next best, at an eighth of the size (level b, 1.00 k parameters)."
     )
-    assert second.startswith("y and x are not told apart at 1.2 % of the size")
+    assert second.startswith("x and y are not told apart at 1.2 % of the size")
     assert second.endswith("; y leads z.")
     assert [row[-1].text for row in equal_cost_table(material).rows if not isinstance(row[-1], str)] == [
         *["y by 20.00 points"] * 2, "not told apart"

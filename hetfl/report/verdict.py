@@ -15,7 +15,7 @@ from hetfl.report.wording import listed
 
 RULE = (
     "A group leads if its worst seed is better than the best seed of every other group; with {few} seeds or more, if "
-    "mean ± one standard deviation do not overlap. Otherwise the groups are not told apart."
+    "mean ± one standard deviation do not overlap. Otherwise, and with a single seed, groups are not told apart."
 )
 """The rule by which groups are told apart."""
 MOST = 3
@@ -56,6 +56,11 @@ class Outcome:
         return next(iter(self.results))
 
     @property
+    def kind(self) -> tuple[str, frozenset[str]]:
+        """What makes outcomes alike: who leads whom, and who is not told apart."""
+        return (self.best if self.behind else "", frozenset([self.best, *self.near]))
+
+    @property
     def behind(self) -> list[str]:
         """The groups that are told apart from the best mean."""
         return [name for name in self.results if name != self.best and name not in self.near]
@@ -89,9 +94,8 @@ def verdict(material: Material) -> list[str]:
         return ["No level of one group has nearly the size of a level of another group, so no two are compared."]
     if all(spread.n < 2 for outcome in outcomes for spread in outcome.results.values()):
         return [*_single_seeds(material, outcomes[0]), *_uploads(material)]
-    sentences = []
-    for _, alike in groupby(outcomes, key=lambda outcome: (outcome.leader, set(outcome.near) and outcome.near)):
-        sentences.append(_sentence(material, list(alike), every=len(outcomes)))
+    alike = groupby(outcomes, key=lambda outcome: outcome.kind)
+    sentences = [_sentence(material, list(each), every=len(outcomes)) for _, each in alike]
     # Where groups are told apart comes first.
     sentences.sort(key=lambda sentence: "not told apart" in sentence)
     return [*sentences, *_uploads(material)]
@@ -105,13 +109,15 @@ def _sentence(material: Material, outcomes: Sequence[Outcome], every: int) -> st
         gaps = [f"by {_gap(material, outcome)}{over} at {_size(material, outcome.row)}" for outcome in outcomes]
         where = " at every size:" if len(outcomes) == every > 1 else ""
         return f"{first.leader} leads{where} {listed(gaps)}."
-    names = listed(shortened([first.best, *first.near]))
+    tied = [group.name for group in material.groups if group.name in (first.best, *first.near)]
+    names = listed(shortened(tied))
     rest = f"; {first.best} leads {listed(shortened(first.behind))}" if first.behind else ""
     sizes = listed([_size(material, outcome.row) for outcome in outcomes])
     scores = ""
     if len(outcomes) == 1:
-        means = [material.headline.shown(first.results[name].mean) for name in (first.best, *first.near)]
-        scores = f": {' and '.join(means)}" if len(means) == 2 else f": {means[0]} to {means[-1]}"
+        ordered = tied if len(tied) == 2 else (first.best, first.near[-1])
+        means = [material.headline.shown(first.results[name].mean) for name in ordered]
+        scores = f": {(' and ' if len(tied) == 2 else ' to ').join(means)}"
     where = "at any size" if len(outcomes) == every > 1 else f"at {sizes}"
     return f"{names} are not told apart {where}{scores}{rest}."
 
