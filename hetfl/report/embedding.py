@@ -31,6 +31,9 @@ HEADER = re.compile(r"\A.*?(?=<svg)", re.DOTALL)
 UNUSED = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 MARK = re.compile(r'<g id="(mark g\d+ (?:mean|s\d+))">')
 IDENTITY = re.compile(r'(\bid="|href="#|url\(#)')
+NUMBERS = re.compile(r'(?<= [dxy]=")[^"]*|(?<= transform=")[^"]*')
+DECIMALS = re.compile(r"(\.\d\d)\d+")
+UNNEEDED = re.compile(r" ?stroke-(?:dashoffset: 0|linejoin: miter|linecap: square);?")
 SPACE = re.compile(r"\n\s*")
 
 
@@ -39,12 +42,12 @@ class Embedded:
     """A figure as the page holds it.
 
     Attributes:
-        key: name of its files.
+        prefix: begin of the names of its elements, which are unique in the page.
         text: the contents of its SVG file.
         lines: the axes and the points of its lines as JSON; empty if it has none.
     """
 
-    key: str
+    prefix: str
     text: str
     lines: str = ""
 
@@ -58,22 +61,24 @@ class Embedded:
         for name in ("width", "height"):
             text = re.sub(rf'(<svg [^>]*?) {name}="[^"]*"', r"\1", text, count=1)
         text = MARK.sub(r'<g class="\1">', text)
-        text = IDENTITY.sub(rf"\g<1>{self.key}-", text)
+        text = NUMBERS.sub(lambda found: DECIMALS.sub(r"\1", found[0]).replace("\n", ""), text)
+        text = UNNEEDED.sub("", text)
+        text = IDENTITY.sub(rf"\g<1>{self.prefix}", text)
         if self.lines:
             text = re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0].lower()], text, flags=re.IGNORECASE)
         named = f'<svg role="img" aria-label="{escape(words)}" '
         return SPACE.sub("\n", text).replace("<svg ", named, 1)  # matplotlib escapes names
 
 
-def embedded(key: str, drawing: Drawing, text: str) -> Embedded:
+def embedded(prefix: str, drawing: Drawing, text: str) -> Embedded:
     """Return a figure as the page holds it.
 
     Args:
-        key: name of its files.
+        prefix: begin of the names of its elements, which no other figure has.
         drawing: the figure and its numbers.
         text: the contents of its SVG file; of a figure with lines, in the size of the figure.
     """
-    return Embedded(key, text, _lines(drawing) if drawing.shown else "")
+    return Embedded(prefix, text, _lines(drawing) if drawing.shown else "")
 
 
 def _lines(drawing: Drawing) -> str:

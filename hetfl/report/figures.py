@@ -73,7 +73,7 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     distinct = not axis.steps and len(drawn) <= len(COLOURS)
     direct = distinct and set(last.bands) == set(drawn) and _end_at_right(panels, last, log)
     right = 0.3 + LETTER * max(len(_short(name)) for name in drawn) if direct else 0.12
-    top = TITLE if direct else TITLE + 0.24 * -(-len(drawn) // beside)
+    top = TITLE if direct else TITLE + 0.2 * -(-len(drawn) // beside)
     height = BOTTOM + top + rows * tall + (rows - 1) * (GAP + TITLE)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

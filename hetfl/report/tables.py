@@ -30,6 +30,8 @@ from hetfl.report.series import (
 from hetfl.report.spread import FEW, Spread, leader_of, span, spread_of
 
 NONE = "–"
+SIDE_BY_SIDE = 3
+"""Maximum number of groups that are columns of the table of levels of equal cost."""
 STAGES = {"test": "Test", "val": "Validation"}
 LOCAL = {
     "mean": "mean over clients",
@@ -75,7 +77,12 @@ def group_table(material: Material) -> Table:
 
 
 def equal_cost_table(material: Material) -> Table:
-    """Return the table of levels of nearly the same cost: the score and the size of each level, and the lead."""
+    """Return the table of levels of nearly the same cost: the score and the size of each level, and the lead.
+
+    More than :data:`SIDE_BY_SIDE` groups are rows, and levels are columns.
+    """
+    if len(material.groups) > SIDE_BY_SIDE:
+        return _group_rows(material)
     names = [group.name for group in material.groups]
     rows: list[list[str | Cell]] = []
     for row in material.rows:
@@ -88,13 +95,28 @@ def equal_cost_table(material: Material) -> Table:
             for group in material.groups
         ]
         rows.append([row.name, *cells, *[_lead_cell(material, results, leader)] * (len(names) > 1)])
-    score = f"{STAGES[material.stage]} {material.headline.words}"
     lead = [] if len(names) < 2 else [f"Δ {names[0]} − {names[1]}"] if len(names) == 2 else ["lead"]
-    bold = " Bold: the group is told apart from all others as better." if len(names) > 1 else ""
-    return Table(
-        f"{score} of levels of nearly the same {BY[str(material.matched_by)]}, one row each, {material.when}.{bold}",
-        ["level", *names, *lead],
-        rows,
+    return Table(_equal_cost_caption(material, "row"), ["level", *names, *lead], rows)
+
+
+def _group_rows(material: Material) -> Table:
+    columns = [{group.name: _of_row(material, group, row) for group in material.groups} for row in material.rows]
+    leaders = [leader_of(results, material.headline) for results in columns]
+    rows: list[list[str | Cell]] = []
+    for group in material.groups:
+        scores = zip((results[group.name] for results in columns), leaders, strict=True)
+        cells = [quantity(each, material.headline.shown, strong=leader == group.name) for each, leader in scores]
+        rows.append([group.name, *cells])
+    lead = [_lead_cell(material, results, leader) for results, leader in zip(columns, leaders, strict=True)]
+    heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
+    return Table(_equal_cost_caption(material, "column"), ["group", *heads], [*rows, [Cell("lead"), *lead]])
+
+
+def _equal_cost_caption(material: Material, place: str) -> str:
+    score = f"{STAGES[material.stage]} {material.headline.words}"
+    bold = " Bold: the group is told apart from all others as better." if len(material.groups) > 1 else ""
+    return (
+        f"{score} of levels of nearly the same {BY[str(material.matched_by)]}, one {place} each, {material.when}.{bold}"
     )
 
 

@@ -87,11 +87,11 @@ def write_material(material: Material, out: Path) -> Path:
         for suffix in SUFFIXES if key not in drawings else ():
             (plots / f"{key}.{suffix}").unlink(missing_ok=True)
     inside = {}
-    for key, drawing in drawings.items():
+    for number, (key, drawing) in enumerate(drawings.items()):
         # The page finds points by the size of the figure, so figures with lines are not cut to what is drawn.
         save_figure(drawing.figure, plots, key, padding=None if drawing.shown else 0.04)
         write_whole(plots / f"{key}.csv", b"".join(encoded(row) for row in drawing.numbers))
-        inside[key] = embedded(key, drawing, (plots / f"{key}.svg").read_text(encoding="utf-8"))
+        inside[key] = embedded(f"p{number}-", drawing, (plots / f"{key}.svg").read_text(encoding="utf-8"))
     document = compose(material, drawings)
     summary = summary_table(material.groups, material.validated).to_csv(index=False, lineterminator="\n")
     write_whole(out / "summary.csv", summary.encode())
