@@ -8,7 +8,7 @@ from pathlib import Path
 from hetfl.analysis import load_run
 from hetfl.cli.parser import OneLineParser
 from hetfl.errors import ConfigurationError
-from hetfl.report import group_runs, write_report
+from hetfl.report import answer_lines, group_runs, read_material, write_material
 
 
 def main(args: Sequence[str]) -> None:
@@ -27,15 +27,16 @@ def main(args: Sequence[str]) -> None:
         raise ConfigurationError("Expected --out, the folder to write the report into, but got none")
     names, folders = zip(*(named_run(argument) for argument in options.runs), strict=True)
     groups = group_runs([load_run(folder) for folder in folders], names)
-    html = write_report(
+    material = read_material(
         {name: [run.folder for run in runs] for name, runs in groups.items()},
-        Path(options.out),
         target=options.target,
         unfinished=options.unfinished,
         mixed_data=options.mixed_data,
     )
+    html = write_material(material, Path(options.out))
     for name, runs in groups.items():
         print(f"{name}: {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    print(*answer_lines(material), sep="\n")
     print(f"{'report':<18}{html}")
 
 

@@ -30,7 +30,7 @@ from hetfl.compare.resolving import naming, rehearse, resolve
 from hetfl.display.formats import cell, format_quantity
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError
-from hetfl.report import write_report
+from hetfl.report import answer_lines, read_material, write_material
 from hetfl.report.checks import differing_data
 from hetfl.report.groups import Group
 from hetfl.report.spread import spread_of
@@ -208,14 +208,21 @@ def run_comparison(
         sys.exit(1)
     _print_results(groups, headline)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
+    failed = [_failure(run, line) for run, line in zip(runs, lines, strict=True) if run not in over]
     # unfinished=True: a run that its settings ended before its last round is finished.
-    report = write_report(folders, out, unfinished=True, mixed_data=mixed_data)
+    material = read_material(folders, unfinished=True, mixed_data=mixed_data, missing=failed)
+    report = write_material(material, out)
+    print(*answer_lines(material), sep="\n")
     print(f"{'report':<18}{report}")
-    if failed := len(runs) - len(over):
+    if failed:
         missing = ", ".join(name for name in names if name not in groups)
         none = f"; no run of {missing} is finished" if missing else ""
-        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed and are not in the report{none}\n")
+        sys.stderr.write(f"hetfl: error: {len(failed)} of {len(runs)} runs failed and are not in the report{none}\n")
         sys.exit(1)
+
+
+def _failure(run: PlannedRun, line: RunLine) -> str:
+    return f"{run.title} is missing: it failed after {line.done} of {line.rounds} rounds."
 
 
 def _line(run: PlannedRun, headline: Headline) -> RunLine:

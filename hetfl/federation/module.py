@@ -209,6 +209,7 @@ class FederatedModule(Method):
             piece.begin()
         for folder in writing.run_folders(self.loggers):
             writing.go_on(folder, self.models.version, self.levels, self.objective.headline)
+            writing.note_start(folder, self.data, self.objective, self.device)
             sizes, down = self.task_parts.upload_sizes(self.data), self.forecast.down_bytes()
             save_levels(folder, level_costs(self.levels, sizes, down))
 

@@ -174,6 +174,11 @@ class RunFolder(Logger):
         return self._open().path.with_name(f"{name}.csv").is_file()
 
     @rank_zero_only
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder has a file; None on ranks other than zero."""
+        return self._open().path.with_name(name).is_file()
+
+    @rank_zero_only
     def append_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Append a round's rows to ``<name>.csv``, one of :data:`GROWING`; a new file begins with the columns' names.
 
