@@ -26,7 +26,6 @@ from hetfl.analysis import (
     plot_run,
 )
 from hetfl.cli.blame import naming_users_code
-from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import export_line, export_target
 from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
@@ -37,6 +36,7 @@ from hetfl.federation import FederatedModule
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.runs.run_folder import RunFolder, note_end
+from hetfl.session.callbacks import LastCheckpoint, RoundsLeft, last_checkpoint
 
 
 class FederatedTrainer(Trainer):
@@ -120,6 +120,7 @@ class FederatedCLI(LightningCLI):
     """Packages that a configuration may use if ``HETFL_TRUSTED`` is not set; None: all packages."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
+        self.checkpoints: SafeCheckpointIO | None = None  # None: the user's plugin writes checkpoints
         words = sys.argv[1:] if settings.get("args") is None else settings["args"]
         self._asked = words[0] if words else ""
         super().__init__(*given, **settings)
@@ -204,7 +205,8 @@ class FederatedCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, users)
         plugins = _listed(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
+            self.checkpoints = SafeCheckpointIO()
+            kwargs["plugins"] = [*plugins, self.checkpoints]
         if isinstance(config.logger, list):  # checkpoints go to the folder of the first logger
             kwargs["logger"] = sorted(config.logger, key=lambda each: not isinstance(each, RunFolder))
         if self.subcommand in NOT_RUNS:
@@ -250,6 +252,8 @@ class FederatedCLI(LightningCLI):
             self.final_test()
         for folder in folders if self.config[self.subcommand].plots else ():
             self.draw(folder)
+        for folder in folders if self.checkpoints is not None else ():
+            self.checkpoints.drop_previous(last_checkpoint(folder))
 
     def final_test(self, checkpoint: str | None = None) -> None:
         """Test the last model of a run.
@@ -260,12 +264,12 @@ class FederatedCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
 
     def draw(self, folder: str | Path) -> None:
-        """Draw the figures of a run, and print their paths."""
+        """Draw the figures of a run, and print their folder."""
         print(f"{'pictures':<18}{_drawn(folder)}")
 
 
 def _drawn(folder: str | Path) -> str:
-    """Draw the figures of a run; return their paths, or the reason of a failure, which does not fail the run."""
+    """Draw the figures of a run; return their folder, or the reason of a failure, which fails no run."""
     try:
         drawn = [*plot_run(folder), *plot_clusters(folder), *draw_budget(folder), *draw_assignment(folder)]
         drawn += [*draw_sparsity(folder), *draw_values(folder), *draw_timeline(folder)]
@@ -273,7 +277,7 @@ def _drawn(folder: str | Path) -> str:
         return f"none: {error}"
     except OSError as error:  # hetfl resume draws them once there is space
         return f"none: {error.filename} not written ({error.strerror})"
-    return " ".join(str(path) for path in drawn if path.suffix == ".png")
+    return f"{Path(folder) / 'plots'} ({sum(path.suffix == '.png' for path in drawn)} figures)"
 
 
 def _listed(given: Any) -> list[Any]:
