@@ -60,8 +60,11 @@ WRONG = {
     "checkpoint truncated": (["--ckpt_path=torn.ckpt"], "torn.ckpt is damaged"),
     "seed": (["--seed_everything=true"], "seed_everything"),
     "negative seed": (["--seed_everything=-1"], "from 0 to 4294967295 for seed_everything but got -1"),
-    "seed of the model": (["--model.seed", "3"], "Expected seed_everything but got model.seed"),
-    "seed of the data in YAML": (["-c", "seed.yaml"], "got data.seed in seed.yaml"),
+    "negative seed of the model": (["--model.seed", "-3"], "from 0 to 4294967295 for a seed but got -3"),
+    "seed of the data in YAML": (
+        ["-c", "seed.yaml"],
+        "Expected data_seed, beside model and data, but got data.seed in seed.yaml",
+    ),
     "abbreviation": (["--trainer.max_epoch", "3"], "--trainer.max_epoch"),
     "no levels": (["--model.levels", "{}"], "at least one level"),
     "key twice": (["-c", "twice.yaml"], "trainer.max_epochs again in line 3"),

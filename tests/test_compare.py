@@ -66,7 +66,6 @@ def compare(*args: str) -> list[str]:
             "run width: Expected trainer.val_check_interval of at most 2 rounds but got 3",
         ),
         (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
-        (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
         (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # detected when the net is built
     ],
 )

@@ -59,7 +59,7 @@ class ResumedRun(FederatedCLI):
             if TEST in self.missing:
                 self.final_test(self.config["fit"].ckpt_path)
             if PICTURES in self.missing:
-                self.draw(self.folder)
+                self.draw(self.folder, trained=TEST in self.missing)
 
 
 def missing_at_end(folder: Path, config: Namespace) -> list[str] | None:
