@@ -52,6 +52,10 @@ WRONG = {
         ["--model.uplink.residuals=hetfl.store.DiskStore", "--model.uplink.residuals.folder=empty.yaml"],
         "clients' states into but got empty.yaml: a file is there",
     ),
+    "tracker that is not installed": (
+        ["--trainer.logger=lightning.pytorch.loggers.CometLogger"],
+        "Requirement 'comet-ml",
+    ),
     "no such config": (["-c", "missing.yaml"], "missing.yaml"),
     "no such checkpoint": (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
     "checkpoint is a directory": (["--ckpt_path=."], "which is a directory"),

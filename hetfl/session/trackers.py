@@ -51,6 +51,7 @@ class Trackers(Callback):
         for logger in others:
             logger.log_hyperparams(_new_ones(logger, hyperparameters(settings)))
             if isinstance(logger, TensorBoardLogger):
+                _write_settings(logger)
                 _overlay_levels(logger, module.objective.headline.name)
         for folder in (each for each in trainer.loggers if isinstance(each, RunFolder)):
             if content:
@@ -75,6 +76,12 @@ def _new_ones(logger: Logger, settings: dict[str, str]) -> dict[str, str]:
         return settings
     logged = logger.experiment.get_run(logger.run_id).data.params
     return {name: value for name, value in settings.items() if name not in logged}
+
+
+def _write_settings(logger: TensorBoardLogger) -> None:
+    """Write ``hparams.yaml`` again, which Lightning has written without settings before training."""
+    (Path(logger.log_dir) / logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+    logger.save()
 
 
 def _overlay_levels(logger: TensorBoardLogger, headline: str) -> None:
