@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
 from hetfl.aggregators import HolderMean, QFedAvg, ValueMean
-from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
 from hetfl.compression import Chain, ErrorFeedback, GammaFedHT, LogQuantizer, RandomK, TopK
@@ -38,6 +37,7 @@ from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import ByValue, PowerOfChoice, Uniform
+from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from hetfl.value import FeatureComposite, FeatureInformation, LabelInformation, ParameterUncertainty, Value

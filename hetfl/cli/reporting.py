@@ -9,6 +9,7 @@ from hetfl.analysis import load_run
 from hetfl.cli.parser import OneLineParser
 from hetfl.errors import ConfigurationError
 from hetfl.report import answer_lines, group_runs, read_material, write_material
+from hetfl.session.watching import PAGE, watch
 
 
 def main(args: Sequence[str]) -> None:
@@ -21,6 +22,9 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: the runs or the options are invalid.
     """
     options = report_parser().parse_args(list(args))
+    if options.watch:
+        watch(watched(options.runs))
+        return
     if not options.runs:
         raise ConfigurationError("Expected run folders after report but got none: hetfl report RUN... --out DIR")
     if options.out is None:
@@ -57,8 +61,22 @@ def report_parser() -> OneLineParser:
         "default: 5 percent worse than the best score of the group whose best score is worst.",
     )
     parser.add_argument("--unfinished", action="store_true", help="Accept unfinished runs.")
+    parser.add_argument(
+        "--watch", action="store_true", help=f"Write RUN/{PAGE} after every round of one run that trains."
+    )
     parser.add_argument("--mixed_data", action="store_true", help="Accept runs on different data.")
     return parser
+
+
+def watched(runs: Sequence[str]) -> Path:
+    """Return the run folder to watch.
+
+    Raises:
+        ConfigurationError: there is not one run folder.
+    """
+    if len(runs) != 1 or not Path(runs[0]).is_dir():
+        raise ConfigurationError(f"Expected one run folder to watch but got {' '.join(runs) or 'none'}")
+    return Path(runs[0])
 
 
 def named_run(argument: str) -> tuple[str | None, Path]:

@@ -79,6 +79,16 @@ class RunFolder(Logger):
         self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that are not written yet
         self._whole: dict[str, bytes] = {}  # contents of the files from write_file, by name
 
+    def go_on_in(self, folder: Path) -> None:
+        """Continue the run of a folder, instead of making a new folder.
+
+        Raises:
+            ConfigurationError: this logger has written into another folder already.
+        """
+        if self._metrics is not None and self._metrics.path.parent.resolve() != folder.resolve():
+            raise ConfigurationError(f"Expected a new trainer to go on with {folder} but got one of another run")
+        self._continued = folder
+
     @property
     def name(self) -> str:
         """Empty, so that Lightning writes checkpoints directly below the folder."""
