@@ -53,7 +53,7 @@ def _stored(output: Any) -> Any | None:
     if output.output_type == "stream":
         output.text = LEFT_OUT.sub("", output.text)
         return output if output.text.strip() else None
-    if output.output_type == "display_data" and LEFT_OUT.search(str(output.data.get("text/plain", ""))):
+    if output.output_type == "display_data" and LEFT_OUT.search(text_of(output)):
         return None  # a line of progress
     if output.output_type == "execute_result":
         output.execution_count = None
