@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -45,14 +46,18 @@ copybutton_exclude = ".linenos, .gp, .go"
 napoleon_use_ivar = True  # attributes are described once, with their class
 
 
-def link_files_above(app: Sphinx, name: str, source: list[str]) -> None:
-    """Turn links to files above docs/ into links to the pages that include these files."""
+NOTEBOOK = re.compile(r"\[([^\]]+)\]\((?:\.\./)?notebooks/(\w+)\.(?:ipynb|md)\)")
+
+
+def link_files_elsewhere(app: Sphinx, name: str, source: list[str]) -> None:
+    """Turn links to files outside of docs/ into links to their pages: notebooks is a link, which MyST would follow."""
     for file in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
         source[0] = source[0].replace(f"](../{file}.md", f"]({file.lower()}.md")
+    source[0] = NOTEBOOK.sub(r"{doc}`\1 </notebooks/\2>`", source[0])
 
 
 def setup(app: Sphinx) -> None:
     """Mark the blocks of bytes in wire.md as plain text."""
     for lexer in ("hex", "part", "submodel"):
         app.add_lexer(lexer, TextLexer)
-    app.connect("source-read", link_files_above)
+    app.connect("source-read", link_files_elsewhere)

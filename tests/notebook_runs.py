@@ -57,7 +57,7 @@ def _stored(output: Any) -> Any | None:
         return None  # a line of progress
     if output.output_type == "execute_result":
         output.execution_count = None
-    output.metadata = nbformat.NotebookNode()
+    output.metadata = nbformat.from_dict({})  # type: ignore[no-untyped-call]
     if "text/html" in output.data:
         output.data["text/html"] = STYLER_ID.sub("T_00000", output.data["text/html"])
         output.data.pop("text/plain", None)  # a styled table has its address in memory there
@@ -69,7 +69,7 @@ def _stored(output: Any) -> Any | None:
 def keep_outputs(notebook: Any) -> None:
     """Leave in a notebook that was run what is stored."""
     for cell in code_of(notebook):
-        cell.execution_count, cell.metadata = None, nbformat.NotebookNode()
+        cell.execution_count, cell.metadata = None, nbformat.from_dict({})  # type: ignore[no-untyped-call]
         cell.outputs = [kept for kept in map(_stored, cell.outputs) if kept is not None]
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata[KEY] = {"code": digest(notebook)}

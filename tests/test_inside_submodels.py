@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hetfl import ConfigurationError, Level, analysis
 from hetfl.analysis import RunSnapshots, Snapshots, load_snapshots
 from hetfl.data import FederatedDataModule
+from hetfl.models.static_batch_norm import static_layers
 from hetfl.parts import RandomMask
 from tests.conftest import small_data, small_module, small_net
 
@@ -157,9 +158,8 @@ def test_a_path_of_static_norms_normalises_by_the_samples(snapshots: RunSnapshot
         outputs = {level: small_net(width=WIDTHS[level]) for level in ("c", "a")}
         for level, each in outputs.items():
             snapshots[2].fill(each, level)
-            for layer in each.modules():
-                if hasattr(layer, "is_gathering"):
-                    layer.is_gathering = True
+            for layer in static_layers(each).values():
+                layer.is_gathering = True
         losses = [float(F.cross_entropy(outputs[level](inputs), samples.targets)) for level in ("c", "a")]
     assert path["loss"].tolist() == pytest.approx(losses, rel=1e-4)
 
