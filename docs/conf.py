@@ -29,6 +29,9 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "deployment"]
 html_theme = "furo"
 html_title = f"hetfl {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+highlight_language = "text"  # of blocks that name no language: commands
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
@@ -46,6 +49,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 napoleon_use_ivar = True  # attributes are described once, with their class
 
 
+FILE_NAME = re.compile(r"\[(\w+)\.md\]\(((?:\.\./)*\1\.md(?:#[\w-]+)?)\)")
+"""A link whose text is the name of a file; on the site it is the title of the page or section."""
 NOTEBOOK = re.compile(r"\[([^\]]+)\]\((?:\.\./)?notebooks/(\w+)\.(?:ipynb|md)\)")
 
 
@@ -53,6 +58,7 @@ def link_files_elsewhere(app: Sphinx, name: str, source: list[str]) -> None:
     """Turn links to files outside of docs/ into links to their pages: notebooks is a link, which MyST would follow."""
     for file in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
         source[0] = source[0].replace(f"](../{file}.md", f"]({file.lower()}.md")
+    source[0] = FILE_NAME.sub(r"[](\2)", source[0])
     source[0] = NOTEBOOK.sub(r"{doc}`\1 </notebooks/\2>`", source[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def test_every_page_is_in_the_contents() -> None:
     listed = {line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")}
     names = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
     assert listed == names - {"index"} | {"api/index", "notebooks/index"}
+
+
+def test_the_drawing_is_that_of_its_script(tmp_path: Path) -> None:
+    names = runpy.run_path(str(DOCS / "pictures.py"))
+    names["main"](["--out", str(tmp_path)])
+    assert (tmp_path / "submodels.svg").read_bytes() == (DOCS / "images/submodels.svg").read_bytes()
 
 
 def test_the_faq_has_thirty_questions_and_each_is_asked_once() -> None:
