@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-flower test test-all resilience fuzz mutants lint types wheel bench clean
+.PHONY: help demo demo-flower test test-all resilience fuzz mutants lint types wheel docs notebooks bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ types: $(STAMP) ## check the types
 wheel: $(STAMP) ## build the wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation
+
+docs: $(STAMP) ## build the documentation into build/docs/; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
+notebooks: $(STAMP) ## run the notebooks and store their outputs; ARGS="01_first_run" runs one
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebook_runs $(ARGS)
 
 bench: $(STAMP) ## measure speed
 	$(BIN)/python benchmarks/run.py

@@ -13,6 +13,7 @@ import torch
 
 import hetfl
 from hetfl.cli import main
+from hetfl.cli.app import FederatedTrainer
 from hetfl.data import Digits
 from tests.demo_cases import DEMO, refused
 from tests.test_cli import SMALL
@@ -57,6 +58,16 @@ def test_exported_levels_of_a_run_have_its_test_accuracy(run: Path, capsys: pyte
     arguments = {"in_channels": 1, "num_classes": 10, "hidden": [8, 8], "norm": "static_batch", "width": 0.25}
     assert card["net"] == {"class": "hetfl.models.ConvNet", "arguments": arguments}
     assert (card["rounds"], card["score"]["samples"]) == (2, 360)
+
+
+def test_of_several_ranks_one_writes(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FederatedTrainer, "is_global_zero", False)
+    capsys.readouterr()
+    main(["export", str(run), "--level", "d", "--out", "d.safetensors"])
+    assert "exported" not in capsys.readouterr().out
+    assert not Path("d.safetensors").exists()
 
 
 def test_export_prints_one_line_and_hides_the_exporters_output(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,12 +105,14 @@ class FederatedTrainer(Trainer):
         path = export_target(level if cluster is None else f"{level}-cluster-{cluster}", format, out, ckpt_path)
         if path.suffix == ".peft":
             self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
-            entries = export_adapter(model, level, path, known_cluster(model, cluster))
-            print(f"{'exported':<18}{path} (level {level}, {entries:,} trained parameters)")
+            if self.is_global_zero:
+                entries = export_adapter(model, level, path, known_cluster(model, cluster))
+                print(f"{'exported':<18}{path} (level {level}, {entries:,} trained parameters)")
             return
         check_export(model, level, path)
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
-        print(export_line(path, export_submodel(model, level, path, cluster), model.objective.headline))
+        if self.is_global_zero:  # every rank tests, and one writes
+            print(export_line(path, export_submodel(model, level, path, cluster), model.objective.headline))
 
 
 class FederatedCLI(LightningCLI):
