@@ -41,6 +41,7 @@ class MeteredRound:
     def __init__(self, current: OpenRound) -> None:
         self.current, self.round, self.expected, self.seconds = current, current.round, 0, 0.0
         self.ledger: Ledger = current.ledger
+        self.elsewhere = current.elsewhere
 
     def choose(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
         """Have the policies choose clients."""
@@ -52,6 +53,14 @@ class MeteredRound:
         flights = list(self.current.dispatch(tasks))
         self.seconds += time.process_time() - begin
         yield from flights
+
+    def send(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+        """Have clients begin to train elsewhere."""
+        return self.current.send(tasks)
+
+    def arrived(self, flights: Sequence[Flight]) -> Iterator[Flight]:
+        """Wait for clients that work elsewhere."""
+        return self.current.arrived(flights)
 
     def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update."""

@@ -22,7 +22,8 @@ from timing import Row, interleaved, no_collector, parser, report, rows, threads
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.local import Executor, Result
-from hetfl.local.executor import Bench, Job, Recall
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Job, Recall
 from hetfl.local.jobs import report_of
 from hetfl.models import ConvNet
 from hetfl.runs import RunFolder

@@ -1,9 +1,10 @@
-"""What reputations say of noisy clients, and whether a mean weighted by them is better, on MNIST.
+"""What reputations say of noisy clients, and whether a mean weighted by them is better, on MNIST or CIFAR-10.
 
 ``python benchmarks/value.py --root DATA`` trains ten clients, of which eight have random labels among theirs (shares
 0.9, 0.9, 0.45 three times, 0.2 three times, 0, 0, as in the published code of a pruning-based framework), with FedAvg
 and with ``ValueMean`` at several trade-offs, and prints the reputations at the end, their rank correlation with the
-noise, the ratio of a clean client to the noisiest, and the test accuracies. DATA has MNIST in torchvision's layout.
+noise, the ratio of a clean client to the noisiest, and the test accuracies. DATA has MNIST in torchvision's layout;
+with ``--cifar10`` it has CIFAR-10 as image files, one folder per class in ``train`` and ``test``.
 
 That code divides the samples at random, and so does this file; ``--beta 0.5`` is a Dirichlet partition. The cosines
 follow the noise while the mean update is long. Near a joint optimum it is short, the cosine of every client tends to
@@ -24,13 +25,14 @@ from torch.optim import SGD
 
 from hetfl import FedAvg, Level
 from hetfl.aggregators import Aggregator, SampleMean, ValueMean
-from hetfl.data import IID, MNIST, Dirichlet, LabelNoise
+from hetfl.data import IID, MNIST, Dirichlet, FederatedDataModule, ImageFolder, ImageTransform, LabelNoise
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
 from hetfl.piece import Piece
 from hetfl.selection import Uniform
 from hetfl.value import GradientCosine, Reputation
 
+AUGMENTED = ImageTransform(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), padding=4, flip=True)
 NOISE = [0.9, 0.9, 0.45, 0.45, 0.45, 0.2, 0.2, 0.2, 0.0, 0.0]
 
 
@@ -63,16 +65,17 @@ def trained(aggregator: Aggregator, given: argparse.Namespace, seed: int) -> flo
     seed_everything(seed, verbose=False)
     # LabelNoise draws from all classes, so that a tenth of its labels are right by chance.
     noise = LabelNoise([share * 10 / 9 for share in NOISE])
-    data = MNIST(
-        root=given.root,
-        num_clients=len(NOISE),
-        partitioner=IID() if given.beta is None else Dirichlet(given.beta),
-        client_transform=noise,
-        server_fraction=given.aside,
-        seed=seed,
-    )
+    settings: dict[str, Any] = {
+        "root": given.root,
+        "num_clients": len(NOISE),
+        "partitioner": IID() if given.beta is None else Dirichlet(given.beta),
+        "client_transform": noise,
+        "server_fraction": given.aside,
+        "seed": seed,
+    }
+    data: FederatedDataModule = ImageFolder(transform=AUGMENTED, **settings) if given.cifar10 else MNIST(**settings)
     module = FedAvg(
-        lambda width=1.0: ConvNet(width=width, hidden=(10, 20, 40)),
+        lambda width=1.0: ConvNet(3 if given.cifar10 else 1, width=width, hidden=given.hidden),
         {"a": Level("a")},
         selection=Uniform(len(NOISE)),
         local=LocalTraining(1, 20, 1.0, lambda p: SGD(p, 0.02, 0.9)),
@@ -92,7 +95,9 @@ def trained(aggregator: Aggregator, given: argparse.Namespace, seed: int) -> flo
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="folder of MNIST")
+    parser.add_argument("--root", required=True, help="folder of the data")
+    parser.add_argument("--cifar10", action="store_true", help="CIFAR-10 in place of MNIST")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[10, 20, 40], help="channels of the net")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--beta", type=float, help="of a Dirichlet partition; without it, equal shares at random")
     parser.add_argument("--aside", type=float, default=0.9, help="share of the training data that is not used")

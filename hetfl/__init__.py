@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hetfl.export import load
     from hetfl.federation import FederatedModule
     from hetfl.methods import DepthFL, FedAvg, HeteroFL
+    from hetfl.session.trainer import Trainer
     from hetfl.types import Level
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "FederatedModule",
     "HeteroFL",
     "Level",
+    "Trainer",
     "load",
 ]
 
@@ -37,6 +39,7 @@ _MODULES = {
     "FederatedModule": "hetfl.federation",
     "HeteroFL": "hetfl.methods",
     "Level": "hetfl.types",
+    "Trainer": "hetfl.session.trainer",
     "load": "hetfl.export",
 }
 """The module of each public name."""

@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 from hetfl.errors import ConfigurationError
 
 T = TypeVar("T")
+GIVEN = "_given_arguments"
+"""Attribute of an object: the arguments that it was made with, by name."""
 
 
 def checked(cls: type[T]) -> type[T]:
     """Make a class refuse unknown arguments, and objects of another class than its annotations name.
 
     The class itself checks numbers and text. For a subclass, the arguments that it passes to this class are checked.
+    The objects keep their arguments; see :func:`kept`.
     """
     construct: Callable[..., None] = cls.__init__
 
@@ -28,8 +31,32 @@ def checked(cls: type[T]) -> type[T]:
         construct(self, *args, **kwargs)
 
     __init__.__signature__ = inspect.signature(construct)  # type: ignore[attr-defined]
-    cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__init__ = kept(__init__)  # type: ignore[method-assign]
     return cls
+
+
+def kept(construct: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor that keeps its arguments in the object, under :data:`GIVEN`.
+
+    The constructor of a subclass that calls this one keeps its own instead.
+    """
+    names = list(inspect.signature(construct).parameters)
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if GIVEN not in self.__dict__:
+            given = {**dict(zip(names, (self, *args), strict=False)), **kwargs}
+            # object's: the class may be frozen, or a module that is not set up yet
+            object.__setattr__(self, GIVEN, {name: value for name, value in given.items() if value is not self})
+        construct(self, *args, **kwargs)
+
+    return __init__
+
+
+def keep_arguments(cls: type) -> None:
+    """Let objects of a class with a constructor of its own keep their arguments."""
+    if "__init__" in vars(cls):
+        cls.__init__ = kept(cls.__init__)  # type: ignore[misc]
 
 
 def check_arguments(construct: Callable[..., None], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

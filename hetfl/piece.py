@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Generator, Tensor
 
+from hetfl.arguments import keep_arguments
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.question import ClientProbe
@@ -131,6 +132,11 @@ class Piece(ABC):  # noqa: B024
 
     asks_clients: bool = False
     """Whether :meth:`inquire` asks clients questions, which nodes on Flower do not answer."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let objects of a subclass keep the arguments that they were made with."""
+        super().__init_subclass__(**settings)
+        keep_arguments(cls)
 
     def members(self) -> dict[str, Piece]:
         """Return by name further pieces of the run; their full names are this piece's name, a dot and their name."""

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from hetfl import FederatedModule, HeteroFL, Level
 from hetfl.data import Digits, Dirichlet, FederatedDataModule
-from hetfl.local import LocalTraining
+from hetfl.local import LocalTraining, Sequential
 from hetfl.models import ConvNet
 from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
@@ -65,6 +65,7 @@ def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> Fede
         "levels": small_levels(1.0, 0.5, 0.25),
         "selection": Uniform(4),
         "statistics_clients": 3,
+        "executor": Sequential(),  # starting processes takes longer than training
         "local": LocalTraining(
             epochs=1,
             batch_size=20,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from lightning import Trainer
 
-from hetfl.fleet import LogNormal, RandomFleet
+from hetfl.fleet import LogNormal, RandomFleet, SameDevice, Work
+from hetfl.fleet.numbers import FloatArray, IntArray
 from hetfl.layout import Index
 from hetfl.piece import Piece
 from hetfl.types import Report, Task
@@ -29,6 +31,17 @@ def varied(**changes: Any) -> RandomFleet:
         "link_variation": 0.3,
     }
     return RandomFleet(**{**settings, **changes})
+
+
+class Timed(SameDevice):
+    """Every round of client k takes ``seconds[k]``, whatever it computes and sends."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        super().__init__()
+        self.given = np.array(seconds)
+
+    def seconds(self, clients: IntArray | int, round: int | None, work: Work) -> FloatArray:
+        return np.asarray(self.given[clients])
 
 
 class Ends(Piece):

@@ -16,7 +16,8 @@ from torch.optim import SGD
 from hetfl.data import ClientData, Plain
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential, Stacked
-from hetfl.local.executor import Bench, Job
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Job
 from hetfl.local.jobs import train
 from hetfl.local.method import LocalMethod
 from hetfl.submodel import state_of

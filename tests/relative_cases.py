@@ -1,24 +1,58 @@
-"""A width-scaled linear net, a federation of four clients, and its local training in NumPy, for tests of methods."""
+"""For tests of methods: small modules on Digits; a linear net, four clients, and their local training in NumPy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetfl import FederatedModule
+from hetfl import FedAvg, FederatedModule, Level
 from hetfl.aggregators import SampleMean
-from hetfl.local import LocalTraining
+from hetfl.local import PGD, LocalTraining
+from hetfl.methods import Ditto, FjORD, ScaleFL, SplitMix, SplitMixRobust
+from hetfl.models import MultiExitConvNet, SplitConvNet, StepResNet
 from hetfl.selection import Uniform
+from tests.conftest import small_levels, small_module, small_net
 from tests.reference.cases import sgd
 from tests.sparse_cases import CLASSES, FEATURES, Array, Tensors, trained
 
 HIDDEN, LR, STEPS = 4, 0.3, 2
 SIZES = [9, 14, 7, 11]
+
+
+DEEP = {"a": Level("a", depth=2), "b": Level("b", 0.5, 2), "c": Level("c", 0.5, 1)}
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "fjord": partial(small_module, FjORD),
+    "nefl": partial(
+        small_module,
+        FedAvg,
+        net=partial(StepResNet, hidden=(8, 16)),
+        levels=DEEP,
+        per_level=["*norm*", "*.step"],
+    ),
+    "scalefl": partial(small_module, ScaleFL, net=partial(MultiExitConvNet, hidden=(8, 16)), levels=DEEP),
+    "split_mix": partial(
+        small_module,
+        SplitMix,
+        net=partial(SplitConvNet, hidden=(32, 64), bases=4),
+        levels=small_levels(1.0, 0.5, 0.25),
+    ),
+    "split_mix_robust": partial(
+        small_module,
+        SplitMixRobust,
+        net=partial(SplitConvNet, hidden=(32, 64), bases=4, norm="dual"),
+        levels=small_levels(1.0, 0.5, 0.25),
+        attack=PGD(0.1, 1, 0.1),
+    ),
+    "ditto": partial(small_module, Ditto, net=partial(small_net, norm="batch"), levels=small_levels(1.0, 0.5)),
+}
+"""By name a small module of each method."""
 
 
 class WideNet(nn.Module):

@@ -19,7 +19,7 @@ from hetfl.local import Auto, LocalTraining, Sequential
 from hetfl.local.auto import auto, probe
 from hetfl.local.auto.by_level import ByLevel
 from hetfl.local.auto.probe import STEPS, Form, time_forms
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import statistics, train
 from hetfl.types import Task
 from tests.conftest import small_module

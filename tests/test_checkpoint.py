@@ -20,12 +20,12 @@ from lightning import Trainer
 from torch.optim import SGD
 
 from hetfl import ConfigurationError, FedAvg
-from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.data import IID
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
 from hetfl.runs.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
+from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
 from tests.conftest import small_data, small_levels, small_module
 
@@ -234,3 +234,16 @@ def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
     assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
     # Checkpoints are written again: there are the clients' files and at most those of the three previous rounds.
     assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4
+
+
+def test_an_ended_run_keeps_its_newest_checkpoint_unless_that_is_damaged(tmp_path: Path) -> None:
+    checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "last.ckpt"
+    for number in range(4):
+        checkpoints.save_checkpoint(state(number), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    checkpoints.drop_previous(path)
+    assert len(list(tmp_path.iterdir())) == 3
+    path.write_bytes(whole)
+    checkpoints.drop_previous(path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -108,7 +108,7 @@ def test_a_users_net_needs_no_registration(
 def test_describe_prints_the_run_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(demo(verb="describe"))
     output = capsys.readouterr().out
-    for text in ("parameters", "0.0625", "MFLOP", "Digits", "Sequential", "3 of 10 clients", "GammaFedHT"):
+    for text in ("parameters", "0.0625", "FLOP", "Digits", "small nets in groups", "3 of 10 clients", "GammaFedHT"):
         assert text in output
     assert not Path("runs").exists()
 

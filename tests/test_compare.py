@@ -66,7 +66,6 @@ def compare(*args: str) -> list[str]:
             "run width: Expected trainer.val_check_interval of at most 2 rounds but got 3",
         ),
         (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
-        (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
         (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # detected when the net is built
     ],
 )
@@ -94,8 +93,8 @@ def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(compare("--seeds", "0", "7", "--dry_run"))
     output = capsys.readouterr().out
-    assert [line.split("│")[1:5] for line in output.splitlines() if line.startswith("│")] == [
-        [f" {name:<5} ", f"    {seed} ", "    0/2 ", " start "] for name in ("width", "depth") for seed in (0, 7)
+    assert [line.split() for line in output.splitlines() if line.startswith(("width", "depth"))] == [
+        [name, seed, "0/2", "start"] for name in ("width", "depth") for seed in ("0", "7")
     ]
     assert not Path("out").exists()
 

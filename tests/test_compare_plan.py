@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetfl.cli.callbacks import ENDED
 from hetfl.compare.plan import (
     Action,
     Contender,
@@ -27,6 +26,7 @@ from hetfl.compare.plan import (
 )
 from hetfl.errors import ConfigurationError
 from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.session.callbacks import ENDED
 
 SETTINGS: dict[str, Any] = {
     "seed_everything": 0,

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from hetfl import FederatedModule, Level
 from hetfl.cli import FederatedTrainer
-from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.compression import DynamicRange, ErrorFeedback, FixedPoint, StochasticQuantizer, TopK
 from hetfl.downlink import Downlink
@@ -31,6 +30,7 @@ from hetfl.local.jobs import losses, train
 from hetfl.parts import RandomMask, Rolling
 from hetfl.rotation import Rotation
 from hetfl.selection import PowerOfChoice
+from hetfl.session.callbacks import LastCheckpoint
 from hetfl.types import SHARED, Task
 from hetfl.wire import Expected, decode_submodel
 from tests.conftest import small_data, small_levels, small_module

@@ -129,7 +129,7 @@ def test_the_card_describes_the_file(exported: Path) -> None:
     assert card == {
         "card": 1,
         "file": "c.safetensors",
-        "level": {"name": "c", "width": 0.25, "depth": None, "density": 1.0},
+        "level": {"name": "c", "width": 0.25, "depth": None, "density": 1.0, "rank": None},
         "method": "hetfl.HeteroFL",
         "rounds": 2,
         "net": {"class": "hetfl.models.ConvNet", "arguments": net},

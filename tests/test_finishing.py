@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from hetfl.cli import main
-from hetfl.cli.callbacks import has_ended
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.run_folder import EARLY_END, ended_early
+from hetfl.session.callbacks import has_ended
 from tests.demo_cases import DEMO, FEW
 
 STOP = {"class_path": "lightning.pytorch.callbacks.EarlyStopping",

@@ -18,16 +18,20 @@ ROOT = Path(__file__).parent.parent
 DEMO = ["describe", "-c", str(ROOT / "configs/demo.yaml"), "--model.net.hidden=[16,32]", "--data.num_clients=20"]
 
 
-def test_describe_prints_device_kinds_and_seconds_per_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_device_kinds_and_seconds_per_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     main([*DEMO, "-c", str(ROOT / "configs/fleet/mixed.yaml"), "--model.assignment.seconds=0.06"])
     output = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in output.splitlines()) <= 80
     fleet = Preset("mixed")
     fleet.setup(Facts([1] * 20, 0))
     for number, kind in enumerate(fleet.devices.kinds):
         count = int((fleet.devices.kind == number).sum())
         assert re.search(rf"^{kind} +{count} +", output, re.MULTILINE)
     assert re.search(
-        r"^workstation +2 +5\.00 TFLOP/s +1\.00 Gbit/s +1\.00 Gbit/s +90 % +0\.5 % *$", output, re.MULTILINE
+        r"^workstation +2 +5\.00 TFLOP/s +1\.00 Gbit/s +1\.00 Gbit/s +90\.0 % +0\.5 % *$", output, re.MULTILINE
     )
     rows = re.findall(r"^([a-e]) +(\d+) +(?:–|[\d.]+ s) ", output, re.MULTILINE)
     assert [level for level, _ in rows] == list("abcde")
@@ -42,7 +46,9 @@ def test_describe_prints_the_fleet_of_other_configurations(tmp_path: Path, capsy
     path.write_text("client,throughput,downlink,uplink,first_round\n" + "\n".join(lines) + "\n", encoding="utf-8")
     main([*DEMO, "-c", str(ROOT / "configs/fleet/csv.yaml"), f"--model.fleet.path={path}"])
     output = capsys.readouterr().out
-    assert re.search(r"^device +20 +1\.00 GFLOP/s +8\.00 Mbit/s +8\.40 Mbit/s +100 % +0 % *$", output, re.MULTILINE)
+    assert re.search(
+        r"^device +20 +1\.00 GFLOP/s +8\.00 Mbit/s +8\.40 Mbit/s +100\.0 % +0\.0 % *$", output, re.MULTILINE
+    )
     assert "10 clients join after the first round, 0 leave" in output
     main([*DEMO, "-c", str(ROOT / "configs/fleet/random.yaml")])
     assert re.search(r"RandomFleet: devices", capsys.readouterr().out)

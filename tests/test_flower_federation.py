@@ -52,6 +52,20 @@ def test_three_nodes_give_the_same_bits_as_one_process(federation: Federation) -
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
+def test_buffered_rounds_take_answers_as_they_arrive(federation: Federation) -> None:
+    schedule = ["--model.schedule=hetfl.schedule.Buffered", "--model.schedule.size=2", "--model.schedule.concurrency=5"]
+    for number in NODES:
+        federation.node(number, settings=args(federation.folder, *schedule))
+    federation.server(settings=args(federation.folder, *schedule))
+    assert federation.end() == 0, federation.log()
+    (folder,) = (federation.folder / "flower_digits").iterdir()
+    metrics, timeline = pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "timeline.csv")
+    assert (metrics["schedule/updates"] >= 2).all()
+    assert metrics["sim/seconds_total"].is_monotonic_increasing
+    assert timeline["accepted"].all(), f"{timeline}\n{federation.log()}"
+    assert metrics["schedule/staleness_max"].max() >= 1, "clients of several rounds were never under way together"
+
+
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No update of a round:UserWarning")
 def test_killed_nodes_return_and_their_clients_continue_from_the_accepted_state(federation: Federation) -> None:
     """HETFL_KILLS nodes (default 2) are killed with SIGKILL in the middle of a round, one in every fourth round."""

@@ -30,13 +30,13 @@ from torch.optim.lr_scheduler import (
 )
 
 from hetfl.aggregators import SampleMean
-from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.compression import ErrorFeedback, Identity, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fixed
 from hetfl.local import LocalTraining
 from hetfl.runs.checkpoint import SafeCheckpointIO, SealedFile, previous
 from hetfl.selection import Uniform
+from hetfl.session.callbacks import LastCheckpoint
 from tests.conftest import fit_in, small_module
 
 Fit = Callable[..., Trainer]

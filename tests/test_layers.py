@@ -34,6 +34,7 @@ LAYERS = (
     {"federation"},
     {"methods"},
     {"analysis", "display", "export", "flower", "report", "run_folder", "testing", "unlearning"},
+    {"session"},
     {"cli"},
     {"compare", "flower.command"},
 )

@@ -21,7 +21,7 @@ from hetfl.aggregators import HolderMean
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, LocalTraining, Personal, Proximal, Sequential, Stacked, Workers
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import training_batches
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore

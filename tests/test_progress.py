@@ -121,8 +121,8 @@ def test_a_plain_line_is_printed_every_tenth_of_the_rounds(tmp_path: Path, capsy
     assert "\r" not in out
     lines = [line for line in out.splitlines() if line.startswith("round ")]
     assert [line.split()[1] for line in lines] == [f"{done}/20" for done in range(2, 21, 2)]
-    assert all(re.search(r"  elapsed [\d.]+ s  left [\d.]+ s  val/accuracy 0\.8125$", s) for s in lines[:-1])
-    assert re.search(r"  elapsed [\d.]+ s  val/accuracy 0\.8125$", lines[-1])
+    assert all(re.search(r"\d  [\d.]+ s  left [\d.]+ s  val accuracy 81\.25 %$", s) for s in lines[:-1])
+    assert re.search(r"20/20  [\d.]+ s  val accuracy 81\.25 %$", lines[-1])
     assert f"run folder: {trainer.log_dir}" in out.splitlines()
 
 
@@ -144,8 +144,8 @@ def test_the_live_line_is_shown_only_in_a_capable_terminal(
     trainer_with([RoundProgress()], 2, tmp_path).fit(Federation(), LOADER, LOADER)
     out = screen.getvalue()
     assert ("\x1b[2K" in out) == (term == "xterm")
-    assert "round 1/2  elapsed" in out
-    assert "round 2/2  elapsed" in out
+    assert "round 1/2  0" in out
+    assert "round 2/2  0" in out
 
 
 def test_the_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,11 +185,11 @@ def test_a_summary_is_printed_after_training_and_test(tmp_path: Path, capsys: py
     trainer = trainer_with([RunSummary()], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
     fitted = capsys.readouterr().out
-    assert re.search(r"│ a +│ +1 +│ +all +│ +1,230 +│ +81\.25 % +│ +– +│", fitted)
-    assert re.search(r"│ b +│ +0\.5 +│ +2 +│ +315 +│ +75\.00 % +│ +– +│", fitted)
-    assert re.search(r"│ global +│ +│ +│ +│ +81\.25 % +│ +– +│", fitted)
+    assert re.search(r"^a +1 +all +1,230 +81\.25 % +– *$", fitted, re.M)
+    assert re.search(r"^b +0\.5 +2 +315 +75\.00 % +– *$", fitted, re.M)
+    assert re.search(r"^global +81\.25 % +– *$", fitted, re.M)
     assert re.search(r"^uploaded +3\.21 MB$", fitted, re.MULTILINE)
-    assert re.search(r"^compression +12\.5× fewer bytes", fitted, re.MULTILINE)
+    assert re.search(r"^compression +uploads of 12\.5× fewer bytes", fitted, re.MULTILINE)
     assert re.search(r"^computed +2\.50 TFLOP$", fitted, re.MULTILINE)
     assert re.search(r"^wall time +[\d.]+ s$", fitted, re.MULTILINE)
     assert re.search(rf"^run folder +{re.escape(str(trainer.log_dir))}$", fitted, re.MULTILINE)
@@ -197,21 +197,21 @@ def test_a_summary_is_printed_after_training_and_test(tmp_path: Path, capsys: py
 
     trainer.test(module, LOADER, verbose=False)
     tested = capsys.readouterr().out
-    assert re.search(r"│ a +│ +1 +│ +all +│ +1,230 +│ +81\.25 % +│ +56\.25 % +│", tested)
-    assert re.search(r"│ b +│ +0\.5 +│ +2 +│ +315 +│ +75\.00 % +│ +50\.00 % +│", tested)
+    assert re.search(r"^a +1 +all +1,230 +81\.25 % +56\.25 % *$", tested, re.M)
+    assert re.search(r"^b +0\.5 +2 +315 +75\.00 % +50\.00 % *$", tested, re.M)
 
 
 def test_the_summary_shows_the_objectives_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Regression()
     trainer = trainer_with([RoundProgress(), RunSummary(after_fit=False)], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
-    assert capsys.readouterr().out.rstrip().endswith("  val/mae 123.5")
+    assert capsys.readouterr().out.rstrip().endswith("  val mean absolute error 123.5")
     trainer.test(module, LOADER, verbose=False)
     shown = capsys.readouterr().out
     assert "…" not in shown  # the headings of scores have several lines
-    assert all(re.search(rf" {word}[ a-z]* ┃.* {word}", shown) for word in ("mean", "error"))
-    assert re.search(r"│ a +│.*│ +123\.5 +│ +– +│", shown)
-    assert re.search(r"│ global +│.*│ +123\.5 +│ +150\.0 +│", shown)
+    assert all(re.search(rf" {word}[ a-z]*.* {word}", shown) for word in ("mean", "error"))
+    assert re.search(r"^a .* +123\.5 +– *$", shown, re.M)
+    assert re.search(r"^global +123\.5 +150\.0 *$", shown, re.M)
     assert re.search(r"^wall time +[\d.]+ s$", shown, re.MULTILINE)
 
 
@@ -230,7 +230,7 @@ def test_totals_are_read_from_the_contract_columns() -> None:
         "worst tenth": "25.00 %",
         "uploaded": "1.00 MB",
         "downloaded": "2.50 GB",
-        "compression": "32.0× fewer bytes than dense float32",
+        "compression": "uploads of 32.0× fewer bytes than dense float32",
         "computed": "7.00 PFLOP",
         "simulated time": "1:00:00",
         "wall time": "0:01:15",

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
 from hetfl.aggregators import HolderMean, QFedAvg, ValueMean
-from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
 from hetfl.compression import Chain, ErrorFeedback, GammaFedHT, LogQuantizer, RandomK, TopK
@@ -38,6 +37,7 @@ from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import ByValue, PowerOfChoice, Uniform
+from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from hetfl.value import FeatureComposite, FeatureInformation, LabelInformation, ParameterUncertainty, Value
@@ -45,8 +45,10 @@ from tests.conftest import small_module
 from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
 from tests.lora_cases import lora_module
+from tests.relative_cases import METHODS
 
 Fit = Callable[..., Trainer]
+RELATIVES = ("fjord", "nefl", "split_mix_robust", "ditto")
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
@@ -170,8 +172,12 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (learning, Sequential, 2),
         (valued, lambda: Workers(2), 2),
         (adapters, lambda: Workers(2), 2),
+        *((METHODS[name], Sequential, 2) for name in RELATIVES),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued", "adapters"],
+    ids=[
+        *("probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued", "adapters"),
+        *RELATIVES,
+    ],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,44 +11,15 @@ from lightning import Trainer
 from torch.optim import SGD
 
 import hetfl
-from hetfl import FedAvg, Level
 from hetfl.export import export_submodel
-from hetfl.local import PGD, LocalTraining
-from hetfl.methods import FjORD, ScaleFL, SplitMix, SplitMixRobust
-from hetfl.models import MultiExitConvNet, SplitConvNet, StepResNet
+from hetfl.local import LocalTraining
 from hetfl.selection import Uniform
-from tests.conftest import small_levels, small_module
+from tests.relative_cases import METHODS
 
 Fit = Callable[..., Trainer]
-DEEP = {"a": Level("a", depth=2), "b": Level("b", 0.5, 2), "c": Level("c", 0.5, 1)}
 LONGER = LocalTraining(
     epochs=3, batch_size=10, gradient_clip=1.0, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4)
 )
-
-METHODS: dict[str, Callable[..., Any]] = {
-    "fjord": partial(small_module, FjORD),
-    "nefl": partial(
-        small_module,
-        FedAvg,
-        net=partial(StepResNet, hidden=(8, 16)),
-        levels=DEEP,
-        per_level=["*norm*", "*.step"],
-    ),
-    "scalefl": partial(small_module, ScaleFL, net=partial(MultiExitConvNet, hidden=(8, 16)), levels=DEEP),
-    "split_mix": partial(
-        small_module,
-        SplitMix,
-        net=partial(SplitConvNet, hidden=(32, 64), bases=4),
-        levels=small_levels(1.0, 0.5, 0.25),
-    ),
-    "split_mix_robust": partial(
-        small_module,
-        SplitMixRobust,
-        net=partial(SplitConvNet, hidden=(32, 64), bases=4, norm="dual"),
-        levels=small_levels(1.0, 0.5, 0.25),
-        attack=PGD(0.1, 1, 0.1),
-    ),
-}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -3,108 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
 
 from hetfl.analysis import load_run
 from hetfl.report import write_report
-from hetfl.report.composing import compose
-from hetfl.report.groups import make_groups
-from hetfl.report.material import make_material
-from hetfl.report.pictures import picture_names
-from hetfl.report.rendering import to_markdown
-from hetfl.runs.metrics_file import MetricsFile, score_column
-
-ROUNDS = 8
-
-
-CLIENTS = {"mean": 0.8, "by_samples": 0.78, "std": 0.1, "worst10": 0.4}
-"""The final values of the columns ``local/accuracy_*``."""
-
-
-def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a configuration as in a run folder; ``changes`` replace settings of the model."""
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            "max_epochs": ROUNDS,
-            "logger": {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": f"/x/{seed}", "name": "n"}},
-        },
-        "model": {"class_path": "hetfl.HeteroFL", "init_args": {"levels": {"a": {"width": 1.0}}, "lr": 0.1, **changes}},
-        "data": {"class_path": "hetfl.data.Digits", "init_args": {"num_clients": 4, "partitioner": None}},
-    }
-
-
-def write_run(
-    folder: Path,
-    seed: int = 0,
-    *,
-    top: float = 0.9,
-    levels: str = "abc",
-    rounds: int = ROUNDS,
-    config: Mapping[str, Any] | None = None,
-    per_round: Mapping[str, float] | None = None,
-    heads: Sequence[str] = (),
-    tested: bool = True,
-) -> Path:
-    """Write a run whose first level ends at ``top``; each further level ends 10 points lower, each seed one higher."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings(seed) if config is None else dict(config)))
-    file = MetricsFile(folder / "metrics.csv")
-    costs = {"comm/up_bytes_total": 1e6, "compute/flops_total": 2e9, "sim/seconds_total": 3.0}
-    for step in range(rounds):
-        learnt = (step + 1) / rounds
-        ends = {level: top - 0.1 * i + 0.01 * seed for i, level in enumerate(levels)} | dict.fromkeys(heads, top - 0.05)
-        file.add(
-            step,
-            {
-                "val/accuracy": ends[levels[0]] * learnt,
-                **{score_column("val", k): v * learnt for k, v in ends.items()},
-            },
-        )
-        file.add(step, {k: v * (step + 1) for k, v in (costs if per_round is None else per_round).items()})
-        file.add(step, {f"local/accuracy_{name}": share * learnt for name, share in CLIENTS.items()})
-    if tested:
-        file.add(
-            rounds - 1,
-            {"test/accuracy": ends[levels[0]], **{score_column("test", k): v for k, v in ends.items()}},
-        )
-    return folder
-
-
-def write_levels(folder: Path, parameters: Mapping[str, int], flops: Mapping[str, float] | None = None) -> None:
-    columns = ["level", "width", "depth", "parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"]
-    rows = [
-        [level, 0.5, None, size, size, (flops or parameters)[level], 4 * size, 4 * size]
-        for level, size in parameters.items()
-    ]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "levels.csv", index=False)
-
-
-def write_clients(folder: Path, accuracies: Sequence[float | None]) -> None:
-    columns = ["client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy"]
-    rows = [[i, "a", 10, 0 if a is None else 10, a, a] for i, a in enumerate(accuracies)]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "clients.csv", index=False)
-
-
-def two_groups(
-    root: Path, seeds: Sequence[int] = (0, 1), gap: float = 0.2, levels: str = "abc"
-) -> dict[str, list[Path]]:
-    """Write runs of two groups that differ in one setting and, by ``gap``, in their accuracy."""
-    return {
-        "high": [write_run(root / "high" / str(seed), seed, top=0.9, levels=levels) for seed in seeds],
-        "low": [
-            write_run(root / "low" / str(seed), seed, top=0.9 - gap, levels=levels, config=settings(seed, lr=0.5))
-            for seed in seeds
-        ],
-    }
+from hetfl.runs.metrics_file import MetricsFile
+from tests.report_cases import ROUNDS, cells, settings, text_of, two_groups, write_clients, write_levels, write_run
 
 
 class Page(HTMLParser):
@@ -115,6 +25,7 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.tags: list[str] = []
         self.words: list[str] = []
+        self.text = html
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -125,38 +36,24 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
-    """Return the report as Markdown, without figures."""
-    made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
-    material = make_material(made, target)
-    return to_markdown(compose(material, picture_names(material.headline)), "plots")
-
-
-def cells(markdown: str, caption: str) -> list[list[str]]:
-    """Return the rows of the Markdown table below a caption."""
-    lines = markdown.split(caption, 1)[1].split("\n\n")[1].splitlines()
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if ":--" not in line]
-
-
 def test_report_files_are_written_and_the_page_loads_no_other_files(tmp_path: Path) -> None:
     html = write_report(two_groups(tmp_path), tmp_path / "out")
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     plots = {
         f"plots/accuracy_over_{x}.{suffix}"
         for x in ("rounds", "bytes", "flops", "seconds")
-        for suffix in ("png", "svg")
+        for suffix in ("png", "svg", "csv")
     }
     assert made == {"report.html", "report.md", "summary.csv"} | plots
-    page = Page(html.read_text())
-    assert len(page.loads) == 4
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.loads)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert "url(" not in html.read_text()
-    assert "@import" not in html.read_text()
-    assert (
-        base64.b64decode(page.loads[0].partition(",")[2])
-        == (tmp_path / "out/plots/accuracy_over_rounds.svg").read_bytes()
-    )
+    text = html.read_text()
+    page = Page(text)
+    links = [link for link in page.loads if not link.startswith("#")]
+    assert sorted(links) == sorted(path for path in plots if path.endswith(".csv"))  # followed only by a click
+    assert not {"img", "image", "link", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("svg") == 4
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+    assert len(text) < 1_000_000
     links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "out/report.md").read_text())
     assert len(links) == 4
     assert all((tmp_path / "out" / link).is_file() for link in links)
@@ -174,8 +71,11 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     names = ("<script>alert(1)</script>", '"><img src=x onerror=y>', "a|b", "$x_{1}$", "_under", "&lt;", "![](x)")
     groups = {name: [write_run(tmp_path / str(i), levels="a", config=settings(lr=i))] for i, name in enumerate(names)}
     page = Page(write_report(groups, tmp_path / "out").read_text())
-    assert "script" not in page.tags
-    assert page.tags.count("img") == 4
+    assert page.tags.count("script") == 1  # the page's own; no other may run
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in page.text
+    assert "alert(1)" not in script
+    assert "img" not in page.tags
     assert set(names) <= set(page.words)
     svg = (tmp_path / "out/plots/accuracy_over_rounds.svg").read_text()
     assert "<script" not in svg
@@ -192,7 +92,7 @@ def test_tables_show_the_values_of_the_runs(tmp_path: Path) -> None:
     assert final[0] == ["group", "a", "b", "c"]
     assert final[1] == [
         "high",
-        *(f"{mean}.50 %<br>{mean}.00–{mean + 1}.00 %" for mean in (90, 80, 70)),
+        *(f"**{mean}.50 %**<br>{mean}.00–{mean + 1}.00 %" for mean in (90, 80, 70)),
     ]
     spent = cells(text, "Spent by the first validation of the global model at 50.00 % or more")
     # high reaches 0.90 · r / 8 ≥ 0.5 and 0.91 · r / 8 ≥ 0.5 in round 5, low with 0.70 and 0.71 in round 6
@@ -200,8 +100,8 @@ def test_tables_show_the_values_of_the_runs(tmp_path: Path) -> None:
     assert spent[2] == ["low", "6", "6.00 MB", "12.0 GFLOP", "18 s"]
     budgets = cells(text, "Validation accuracy at the same uploaded bytes")
     labels = [[share, name] for share in ("¼: 2.00 MB", "½: 4.00 MB", "all: 8.00 MB") for name in ("high", "low")]
-    assert [row[:2] for row in budgets[1:]] == [[share if name == "high" else "", name] for share, name in labels]
-    assert budgets[1][2].startswith("22.62 %")  # (0.90 + 0.91) / 2 · 2 / 8
+    assert [row[:2] for row in budgets[1:]] == labels
+    assert budgets[1][2].startswith("**22.62 %**")  # (0.90 + 0.91) / 2 · 2 / 8
     differing = cells(text, "Settings that differ")
     assert differing == [["setting", "high", "low"], ["model.lr", "0.1", "0.5"]]
 

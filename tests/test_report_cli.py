@@ -10,7 +10,7 @@ import pytest
 from hetfl.cli.reporting import main
 from hetfl.errors import ConfigurationError
 from hetfl.runs.run_folder import note_end
-from tests.test_report import settings, two_groups, write_run
+from tests.report_cases import settings, two_groups, write_run
 
 
 def report(args: Sequence[str | Path]) -> None:
@@ -20,11 +20,9 @@ def report(args: Sequence[str | Path]) -> None:
 def test_runs_on_the_command_line_are_grouped_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     groups = two_groups(tmp_path, levels="a")
     report([*groups["low"], *groups["high"], "--out", tmp_path / "out"])
-    assert capsys.readouterr().out.splitlines() == [
-        "low: 2 runs",
-        "high: 2 runs",
-        f"{'report':<18}{tmp_path}/out/report.html",
-    ]
+    low, high, _, verdict, *_, report_line = capsys.readouterr().out.splitlines()
+    assert [low, high, verdict] == ["low: 2 runs", "high: 2 runs", "* high leads by 20.00 points at level a."]
+    assert report_line == f"{'report':<18}{tmp_path}/out/report.html"
     report([f"x y={groups['low'][0]}", groups["high"][0], "--out", tmp_path / "out"])
     assert capsys.readouterr().out.splitlines()[:2] == ["x y: 1 run", "high: 1 run"]
 

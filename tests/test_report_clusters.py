@@ -15,7 +15,7 @@ from hetfl.report.clusters import cluster_figures, cluster_table, clustered
 from hetfl.report.document import Cell
 from hetfl.report.groups import make_groups
 from hetfl.runs.metrics_file import MetricsFile
-from tests.test_report import ROUNDS, write_run
+from tests.report_cases import ROUNDS, write_run
 
 NAMES = ("cluster_members", "cluster_accuracy", "cluster_tree")
 BEGIN = [(0, client, 0) for client in range(6)]
@@ -66,13 +66,13 @@ def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> No
     groups = make_groups({name: [load_run(each) for each in paths] for name, paths in folders.items()})
     drawn = cluster_figures(groups)
     titles = {
-        name: [ax.get_title("left") for ax in figure.axes] for name, figure in drawn.items() if figure is not None
+        name: [ax.get_title("left") for ax in each.figure.axes] for name, each in drawn.items() if each is not None
     }
     all_three = ["ifca, seed 1", "looks split, seed 0", "cfl, seed 0"]
     assert titles == {"cluster_members": all_three, "cluster_accuracy": all_three, "cluster_tree": ["cfl, seed 0"]}
     accuracy = drawn["cluster_accuracy"]
     assert accuracy is not None
-    assert accuracy.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
+    assert accuracy.figure.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from hetfl.report.figures import OKABE_ITO, Axis, Panel, draw_panels, styles_of
-from hetfl.report.series import Band
+from hetfl.analysis.theme import COLOURS, group_styles
+from hetfl.report.figures import draw_panels
+from hetfl.report.panels import Axis, Panel
+from hetfl.report.series import Band, band_of
 
 NAMES = ("width", "depth_with_a_long_name_that_goes_on", "γ-FedHT", "$dense$")
 
@@ -31,7 +33,7 @@ def make_panels(number: int, ends: Sequence[float], lasts: Sequence[float]) -> l
 
 
 def draw(panels: Sequence[Panel], axis: Axis | None = None) -> Figure:
-    return draw_panels(panels, axis or Axis("Rounds"), styles_of(NAMES[: len(panels[0].bands)]))
+    return draw_panels(panels, axis or Axis("Rounds"), group_styles(NAMES[: len(panels[0].bands)]))
 
 
 def text_boxes(figure: Figure) -> dict[str, Bbox]:
@@ -79,10 +81,10 @@ def test_groups_are_labelled_at_line_ends_if_these_are_at_the_right() -> None:
 
 
 def test_labels_at_line_ends_have_distinct_colours() -> None:
-    for number in (len(OKABE_ITO), len(OKABE_ITO) + 1):
+    for number in (len(COLOURS), len(COLOURS) + 1):
         names = [f"group {i}" for i in range(number)]
         bands = {name: make_band(0.1 * i + 0.05) for i, name in enumerate(names)}
-        figure = draw_panels([Panel("a", bands)], Axis("Rounds"), styles_of(names))
+        figure = draw_panels([Panel("a", bands)], Axis("Rounds"), group_styles(names))
         notes = [note for note in figure.findobj(Annotation) if isinstance(note, Annotation)]
         assert len({note.get_color() for note in notes}) == len(notes)
         shown = [text.get_text().strip() for legend in figure.legends for text in legend.get_texts()]
@@ -103,20 +105,30 @@ def test_an_axis_is_logarithmic_if_line_ends_are_far_apart() -> None:
     assert draw(make_panels(1, [0.9, 0.5], [100, 10]), Axis("x", log=False)).axes[0].get_xscale() == "linear"
 
 
-def test_a_group_has_one_style_in_every_panel_and_shows_its_band() -> None:
+def test_a_group_has_one_style_in_every_panel() -> None:
     panels = make_panels(5, [0.9, 0.5, 0.3], [50, 50, 50])
     figure = draw(panels, Axis("MB", scale=10.0))
     for ax, panel in zip(figure.axes, panels, strict=True):
         lines = [line for line in ax.get_lines() if isinstance(line, Line2D)]
-        for line, (name, style) in zip(lines, styles_of(NAMES[:3]).items(), strict=True):
+        for line, (name, style) in zip(lines, group_styles(NAMES[:3]).items(), strict=True):
             assert line.get_color() == style.colour
             assert np.allclose(line.get_xydata(), np.stack([panel.bands[name].x / 10, 100 * panel.bands[name].mean], 1))
-        assert len(ax.collections) == 3
 
 
-def test_a_single_run_has_no_band_and_a_single_point_is_marked() -> None:
+def test_seeds_have_thin_lines_to_their_own_ends_and_the_mean_ends_with_the_first_of_them() -> None:
+    curves = {str(seed): (np.arange(1.0, 4 + seed), 0.1 * np.arange(1.0, 4 + seed)) for seed in range(3)}
+    band = band_of(curves)
+    assert band is not None
+    *thin, thick = draw([Panel("a", {"width": band})]).axes[0].get_lines()
+    assert [float(np.asarray(line.get_xdata())[-1]) for line in thin] == [3, 4, 5]
+    assert float(np.asarray(thick.get_xdata())[-1]) == 3
+    assert all(line.get_linewidth() < thick.get_linewidth() for line in thin)
+    assert [line.get_gid() for line in (*thin, thick)] == [*(f"mark g0 s{seed}" for seed in range(3)), "mark g0 mean"]
+
+
+def test_a_single_run_has_one_line_and_a_single_point_is_marked() -> None:
     alone = {"width": make_band(0.9, n=1)}
-    assert not draw([Panel("a", alone)]).axes[0].collections
+    assert len(draw([Panel("a", alone)]).axes[0].get_lines()) == 1
     point = Band(np.array([3.0]), np.array([0.5]), np.array([0.5]), np.array([0.5]), 1)
     (line,) = draw([Panel("a", {"width": point})]).axes[0].get_lines()
     assert line.get_marker() == "o"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from hetfl.analysis import Run, load_run
+from hetfl.analysis.theme import COLOURS, DASHES, group_styles
 from hetfl.errors import ConfigurationError
-from hetfl.report.figures import DASHES, OKABE_ITO, styles_of
 from hetfl.report.groups import ABSENT, Group, differing_settings, flat_settings, group_runs, make_groups
 
 METRICS = pd.DataFrame({"step": [0.0], "val/accuracy": [0.5]})
@@ -126,7 +126,7 @@ def test_invalid_groups_are_refused(groups: dict[str, list[Run]], message: str) 
 
 
 def test_every_group_has_a_different_line_style() -> None:
-    styles = styles_of([str(i) for i in range(len(OKABE_ITO) * len(DASHES))])
+    styles = group_styles([str(i) for i in range(len(COLOURS) * len(DASHES))])
     assert len({(style.colour, str(style.dashes)) for style in styles.values()}) == len(styles)
     few = [styles[str(i)] for i in range(5)]
     assert len({str(style.dashes) for style in few}) == 5  # distinguishable in grey

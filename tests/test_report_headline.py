@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from hetfl.analysis import load_run
+from hetfl.analysis.theme import group_styles
 from hetfl.errors import ConfigurationError
 from hetfl.report import write_report
 from hetfl.report.composing import compose
-from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
 from hetfl.report.material import make_material
 from hetfl.report.pictures import draw_all, picture_names
@@ -62,7 +62,7 @@ def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path, MAE, GOOD, BAD))
     assert "Level a: good is lowest with 40.25 (40.00–40.50). bad with 70.25 (70.00–70.50) is higher, by 30.00." in text
     final = row(text, "Test mean absolute error after the last round, by name of the level", "good")
-    assert final == ["40.25<br>40.00–40.50", "41.25<br>41.00–41.50"]
+    assert final == ["**40.25**<br>40.00–40.50", "**41.25**<br>41.00–41.50"]
     # 1.05 times 70.25, the best score of the worse group
     assert "The target is a validation mean absolute error of 73.76: 1.05 times the best mean absolute error of" in text
     assert "of the group whose best mean absolute error is highest." in text
@@ -72,7 +72,7 @@ def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     assert row(text, "Mean absolute error on the clients' test data after the last round.", "good") == [
         *("40.25<br>40.00–40.50", "40.25<br>40.00–40.50", "0.2500", "42.25<br>42.00–42.50", "100.0"),
     ]
-    assert "the group whose line is lowest is best" in text
+    assert "the group whose thick line is lowest is best" in text
     assert "Look at the right: if a line rises there, some clients have a bad mean absolute error" in text
     assert "## To a target mean absolute error" in text
     assert "ccurac" not in text
@@ -111,11 +111,12 @@ def test_report_figures_are_named_after_the_headline(tmp_path: Path) -> None:
 def test_figures_show_scores_without_percent_conversion(tmp_path: Path) -> None:
     paths = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5])
     groups = make_groups({name: [load_run(each) for each in folders] for name, folders in paths.items()})
-    figures = draw_all(make_material(groups, None), styles_of(list(paths)))
+    figures = draw_all(make_material(groups, None), group_styles(list(paths)))
     assert set(figures) == {"r2_over_rounds", "r2_over_bytes", "r2_of_clients"}
-    lines = [line.get_ydata().tolist() for line in figures["r2_over_rounds"].axes[0].get_lines()]  # type: ignore[union-attr]
-    assert lines == [[-1.75, 0.75], [-3.75, -0.25]]
-    ax = figures["r2_of_clients"].axes[0]
+    lines = figures["r2_over_rounds"].figure.axes[0].get_lines()
+    means = [line.get_ydata().tolist() for line in lines if str(line.get_gid()).endswith("mean")]  # type: ignore[union-attr]
+    assert means == [[-1.75, 0.75], [-3.75, -0.25]]
+    ax = figures["r2_of_clients"].figure.axes[0]
     good, bad = (line.get_xydata().tolist() for line in ax.get_lines())  # type: ignore[union-attr]
     # Two clients in each of two seeds; each line spans the range of all scores, which sub-models extend to -8 to 1.
     assert good == [[-8.0, 0.0], [-2.0, 50.0], [0.5, 100.0], [1.0, 100.0]]

@@ -13,7 +13,7 @@ from hetfl.analysis import load_run
 from hetfl.report import write_report
 from hetfl.report.groups import make_groups
 from hetfl.report.series import last_validated, value_after
-from tests.test_report import ROUNDS, cells, text_of, two_groups, write_levels, write_run
+from tests.report_cases import ROUNDS, cells, text_of, two_groups, write_levels, write_run
 
 
 def validated_in(folder: Path, accuracies: Mapping[int, float]) -> Path:
@@ -70,7 +70,7 @@ def test_different_numbers_of_rounds_are_noted_beside_the_accuracies(tmp_path: P
     groups = {"long": [write_run(tmp_path / "long")], "short": [write_run(tmp_path / "short", rounds=5)]}
     text = text_of(groups)
     note = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
-    assert text.index("## Results") < text.index(note) < text.index("Test accuracy")
+    assert text.index("## In detail") < text.index(note) < text.index("Test accuracy")
     assert "different numbers of rounds" not in text_of(two_groups(tmp_path / "same"))
 
 
@@ -93,10 +93,10 @@ def test_a_budget_before_the_first_validation_is_left_out(tmp_path: Path) -> Non
     """Of 8 MB one run has a score from 5 MB on, so a quarter, 2 MB, and a half, 4 MB, would be dashes alone."""
     text = text_of(untested(tmp_path, {"one": {5: 0.5, 8: 0.8}, "two": {6: 0.6, 8: 0.7}}))
     table = cells(text, "Validation accuracy at the same uploaded bytes")
-    assert [row[:2] for row in table[1:]] == [["all: 8.00 MB", "one"], ["", "two"]]
+    assert [row[:2] for row in table[1:]] == [["all: 8.00 MB", "one"], ["all: 8.00 MB", "two"]]
     again = text_of(untested(tmp_path / "again", {"one": {4: 0.5, 8: 0.8}, "two": {6: 0.6, 8: 0.7}}))
     table = cells(again, "Validation accuracy at the same uploaded bytes")
-    assert [row[0] for row in table[1:]] == ["½: 4.00 MB", "", "all: 8.00 MB", ""]
+    assert [row[0] for row in table[1:]] == ["½: 4.00 MB"] * 2 + ["all: 8.00 MB"] * 2
 
 
 def test_without_sizes_levels_are_compared_by_name_at_a_budget(tmp_path: Path) -> None:

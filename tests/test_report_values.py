@@ -15,7 +15,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.report import write_report
 from hetfl.report.groups import make_groups
 from hetfl.report.values import left_out_table, value_table, valued
-from tests.test_report import write_run
+from tests.report_cases import write_run
 
 NOISE = [0.9, 0.5, 0.0, 0.2]
 

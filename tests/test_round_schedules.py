@@ -23,8 +23,7 @@ from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.federation.callback import FederatedCallback
-from hetfl.fleet import Between, DiscountedUCB, Fixed, SameDevice, Work
-from hetfl.fleet.numbers import FloatArray, IntArray
+from hetfl.fleet import Between, DiscountedUCB, Fixed
 from hetfl.hooks import ClipDelta
 from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
@@ -46,20 +45,9 @@ from hetfl.selection import PowerOfChoice, Uniform
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_levels, small_module
-from tests.fleet_cases import rows, varied
+from tests.fleet_cases import Timed, rows, varied
 
 Fit = Callable[..., Trainer]
-
-
-class Timed(SameDevice):
-    """Every round of client k takes ``seconds[k]``, whatever it computes and sends."""
-
-    def __init__(self, seconds: list[float]) -> None:
-        super().__init__()
-        self.given = np.array(seconds)
-
-    def seconds(self, clients: IntArray | int, round: int | None, work: Work) -> FloatArray:
-        return np.asarray(self.given[clients])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hetfl.analysis import load_run
 from hetfl.analysis.runs import read_metrics
 from hetfl.cli import main
 from hetfl.errors import ConfigurationError
-from tests.test_report import write_clients, write_levels, write_run
+from tests.report_cases import write_clients, write_levels, write_run
 
 METRICS = "step,val/accuracy,comm/up_bytes_total,train/loss\n0,0.25,10,2.5\n1,,10,inf\n3,0.5,30,nan\n"
 LEVELS = "level,width,depth,parameters,forward_flops,training_flops,down_bytes,up_bytes\n"

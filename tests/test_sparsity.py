@@ -30,7 +30,7 @@ from hetfl.local import (
     Sum,
     Workers,
 )
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import train
 from hetfl.models import ConvNet
 from hetfl.parts import RandomMask

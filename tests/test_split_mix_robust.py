@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.local import PGD, LocalTraining, Stacked
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import train, training_batches
 from hetfl.methods import SplitMix, SplitMixRobust
 from hetfl.methods.split_mix_robust import perturbed_samples

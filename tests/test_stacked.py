@@ -17,7 +17,8 @@ from torch.optim import SGD, Adam
 
 from hetfl.errors import ConfigurationError
 from hetfl.local import FedDyn, LocalTraining, Proximal, Result, Sequential, Stacked
-from hetfl.local.executor import Bench, Job
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Job
 from hetfl.local.jobs import statistics, train
 from hetfl.local.stacked.stack import most_alike
 from hetfl.models import ConvNet

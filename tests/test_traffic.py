@@ -131,7 +131,7 @@ def test_figures_show_the_tables() -> None:
     density = pd.DataFrame({3: [0.5, np.nan], 7: [0.25, 0.125]}, index=["conv", "bias"])
     ax = plot_layer_density(density).axes[0]
     assert [text.get_text() for text in ax.texts] == ["50.0", "25.0", "12.5"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["3", "7"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "8"]  # rounds 3 and 7, counted from 1
     residuals = pd.DataFrame({"clients": [2, 1], "norm": [3.0, 1.0], "rms": [0.001, 0.002]}, index=["conv", "bias"])
     left, right = plot_residuals(residuals).axes
     assert [patch.get_width() for patch in left.patches] == [3.0, 1.0]  # type: ignore[attr-defined]

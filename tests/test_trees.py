@@ -21,7 +21,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.export import FORMATS, export_submodel
 from hetfl.levels.budgets import Budgets
 from hetfl.local import Auto, Executor, LocalTraining, Sequential, Stacked, Workers
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.stacked.folding import FoldedNet
 from hetfl.submodel import state_of

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, FedDyn, LocalTraining, Result, Sequential, Stacked, Workers
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import statistics, train
 from hetfl.types import Report, Task
 from tests.conftest import small_net
@@ -80,9 +80,6 @@ def dies(bench: Bench, task: Task) -> object:
     return None
 
 
-MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
-
-
 def test_only_worker_processes_keep_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
     deltas(Workers(2))
@@ -96,11 +93,26 @@ def test_workers_stay_usable_after_failures() -> None:
     workers.open(bench_of(Problem(LocalTraining())))
     try:
         for _ in range(3):
-            with pytest.raises(RuntimeError, match="no luck"):
+            with pytest.raises(ValueError, match="no luck") as caught:
                 list(workers.run(fails, TASKS[:1]))  # type: ignore[arg-type]
+        assert caught.value.__notes__ == [f"in the work of client {TASKS[0].client} at level {TASKS[0].level}"]
+        assert "fails" in [entry.name for entry in caught.traceback], "no frames of the job"
         assert len(list(workers.run(train, TASKS))) == len(TASKS)
     finally:
         workers.close()
+
+
+def fails_in_a_worker(bench: Bench, task: Task, pid: int) -> Result:
+    """A job that raises an error in all processes but one."""
+    if os.getpid() != pid:
+        raise ValueError("not here")
+    return train(bench, task)
+
+
+MESSAGES = [
+    (partial(fails_in_a_worker, pid=os.getpid()), "client 1 at level a but its worker failed:\n(.|\n)*not here"),
+    (dies, r"client 1 at level a .* died \(exit code -9\), the second one"),
+]
 
 
 @pytest.mark.filterwarnings("ignore:Expected a result")

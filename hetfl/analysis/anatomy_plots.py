@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, level_colours, new_figure, plain
-from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, new_figure
+from hetfl.analysis.theme import FONT_POINTS, MAP, SMALL, level_colours, level_styles, plain, rounds_axis
 from hetfl.errors import ConfigurationError
 
 
@@ -70,15 +70,15 @@ def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = 
     most = max(int(holders[name].max()) for name in names)
     for ax, name in zip(axes, names, strict=True):
         counts = holders[name].double().flatten(2).mean(2) if holders[name].dim() > 2 else holders[name].double()
-        image = ax.imshow(counts.numpy(), cmap="viridis", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        image = ax.imshow(counts.numpy(), cmap=MAP, vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         ax.set_title(name, fontsize=FONT_POINTS)
-        ax.set_xlabel("input channel")
-        ax.set_ylabel("output channel")
+        ax.set_xlabel("Input channel")
+        ax.set_ylabel("Output channel")
         for axis, size in ((ax.xaxis, counts.shape[1]), (ax.yaxis, counts.shape[0])):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=4))
             if size == 1:
                 axis.set_ticks([0])
-    colour_bar(image, "distinct clients", axes)
+    colour_bar(image, "Distinct clients", axes)
     return figure
 
 
@@ -100,20 +100,19 @@ def plot_drift(table: pd.DataFrame) -> Figure:
         "the model than the updates of all levels.",
     )
     ax = axes[0, 0]
-    colours, ends = level_colours([str(level) for level in table["level"].unique()]), {}
-    for level, colour in colours.items():
+    styles, ends = level_styles([str(level) for level in table["level"].unique()]), {}
+    for level, style in styles.items():
         rows = known[known["level"] == level]
         if rows.empty:
             continue
-        ax.plot(rows["step"], 100 * rows["drift"], color=colour, linewidth=1.4, marker="o", markersize=2.5)
-        ends[level] = (float(rows["step"].iloc[-1]), 100 * float(rows["drift"].iloc[-1]))
+        ax.plot(rows["step"] + 1, 100 * rows["drift"], **style.line(len(rows)))
+        ends[level] = (float(rows["step"].iloc[-1]) + 1, 100 * float(rows["drift"].iloc[-1]))
     ax.set_ylim(bottom=0)
-    ax.set_xlim(known["step"].min(), max(known["step"].max(), known["step"].min() + 1))
-    ax.set_xlabel("Round")
+    ax.set_xlim(known["step"].min() + 1, max(known["step"].max(), known["step"].min() + 1) + 1)
+    rounds_axis(ax)
     ax.set_ylabel("Distance (% of the norm of its part)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax)
-    label_ends(ax, ends, colours)
+    label_ends(ax, ends, {level: style.colour for level, style in styles.items()})
     return figure
 
 
@@ -135,6 +134,8 @@ def plot_channel_norms(table: pd.DataFrame) -> Figure:
     # In index order the smallest level comes first.
     colours = level_colours([str(level) for level in table["level"].unique()][::-1])
     for ax, name in zip(axes, names, strict=True):
+        if ax is not axes[0]:
+            ax.sharey(axes[0])
         rows = table[table["tensor"] == name]
         ax.bar(rows["channel"], rows["norm"], width=1.0, color=[colours[level] for level in rows["level"]])
         for level, part in rows.groupby("level"):
@@ -146,18 +147,15 @@ def plot_channel_norms(table: pd.DataFrame) -> Figure:
                 color=colours[str(level)],
                 ha="center",
                 va="bottom",
-                fontsize=FONT_POINTS - 1,
+                fontsize=SMALL,
             )
         first = int((rows["level"] == rows["level"].iloc[0]).cumprod().sum())  # channels before those of another level
         part, share = first / len(rows), rows["share"].iloc[first - 1]
-        ax.set_title(
-            f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²",
-            fontsize=FONT_POINTS - 1,
-            pad=14,
-        )
-        ax.set_xlabel("channel")
+        title = f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²"
+        ax.set_title(title, fontsize=SMALL, pad=14)
+        ax.set_xlabel("Channel")
         if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            ax.set_ylabel("norm of its weights")
+            ax.set_ylabel("Norm of its weights")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         plain(ax)
     return figure

@@ -10,13 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.figures import Colour, client_rows, level_colours, level_legend, new_figure
+from hetfl.analysis.figures import client_rows, level_legend, new_figure
 from hetfl.analysis.pictures import ASSIGNMENT_TABLE, save_figure
-from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import Run, load_run
 from hetfl.analysis.tables import read_own_table
+from hetfl.analysis.theme import GREY, TINY, Colour, level_colours, mark_lost, rounds_axis
 from hetfl.errors import ConfigurationError
 
 COLUMNS = ["round", "client", "level", "device", "seconds", "late", "value", "reward"]
@@ -63,7 +62,7 @@ def plot_drawn_levels(table: pd.DataFrame, levels: Sequence[str]) -> Figure:
     figure, axes = new_figure(
         "Level of each client",
         "Slow devices are at the top. Look for colours that settle from left to right, and for slow devices with "
-        "lighter colours, which are smaller levels. Cross: the update was late. White: the client did not take part, "
+        "the colours of small levels. Cross: the update was late. White: the client did not take part, "
         "or failed.",
         width=9.0,
         height=max(2.4, 0.9 + min(ROW_INCHES * len(clients), HIGHEST)),
@@ -101,10 +100,9 @@ def _draw_clients(ax: Axes, table: pd.DataFrame, clients: Sequence[int], colours
         extent=(0.5, rounds + 0.5, len(clients) - 0.5, -0.5),
     )
     late = table["late"].to_numpy() == 1
-    ax.plot(columns[late] + 1, rows[late], "x", color="black", markersize=3, markeredgewidth=0.7)
+    mark_lost(ax, columns[late] + 1, rows[late])
     client_rows(ax, clients)
-    ax.set_xlabel("Round, from 1")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rounds_axis(ax)
     ax.spines[:].set_color("0.85")
 
 
@@ -124,7 +122,7 @@ def _draw_devices(ax: Axes, table: pd.DataFrame, devices: Sequence[str], colours
     ax.set_yticks(ticks, names)
     ax.set_ylim(4 * len(devices) - 1.4, -0.6)
     ax.set_xlim(0, 100)
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 2, color=GREY)
+    ax.tick_params(axis="y", length=0, labelsize=TINY, color=GREY)
     ax.set_xlabel("Share of the draws (%)")
     ax.spines[["top", "right", "left"]].set_visible(False)
     level_legend(ax, colours)

@@ -8,13 +8,12 @@ from typing import cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from hetfl.analysis.figures import label_ends, level_colours, new_figure, plain
+from hetfl.analysis.figures import label_ends, new_figure
 from hetfl.analysis.pictures import BUDGET_COLUMNS, had_budget, save_figure
-from hetfl.analysis.plots import FONT_POINTS
 from hetfl.analysis.runs import Run, load_run
+from hetfl.analysis.theme import GREY, INK, SMALL, level_styles, plain, rounds_axis
 from hetfl.errors import ConfigurationError
 
 DENSITY = "budget/density_by_level/"
@@ -50,8 +49,7 @@ def plot_budget(run: Run) -> Figure:
     _draw_densities(axes[0, 2], run, rounds)
     for ax in cast(list[Axes], list(axes.flat)):
         plain(ax)
-        ax.set_xlabel("Rounds done", fontsize=FONT_POINTS)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        rounds_axis(ax, ticks=5)
     return figure
 
 
@@ -59,10 +57,10 @@ def _draw_spent(ax: Axes, run: Run, column: str, rounds: NDArray[np.float64]) ->
     divisor, unit = UNITS[column]
     for name, key, style in (("planned", column.replace("spent", "planned"), "--"), ("spent", column, "-")):
         values = np.asarray(run.series(key), dtype=np.float64) / divisor
-        ax.plot(rounds, values, style, color="0.5" if name == "planned" else "black", linewidth=1.3, label=name)
+        ax.plot(rounds, values, style, color=GREY if name == "planned" else INK, linewidth=1.3, label=name)
     ax.set_ylabel(f"Uploaded ({unit})")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, fontsize=FONT_POINTS - 1, loc="lower right")
+    ax.legend(frameon=False, fontsize=SMALL, loc="lower right")
 
 
 def _draw_threshold(ax: Axes, run: Run, rounds: NDArray[np.float64]) -> None:
@@ -71,7 +69,7 @@ def _draw_threshold(ax: Axes, run: Run, rounds: NDArray[np.float64]) -> None:
         return
     values = np.asarray(run.series("threshold"), dtype=np.float64)
     known = np.isfinite(values)
-    ax.plot(rounds[known], values[known], color="black", linewidth=1.3)
+    ax.plot(rounds[known], values[known], color=INK, linewidth=1.3)
     ax.set_ylim(bottom=0)
 
 
@@ -80,17 +78,17 @@ def _draw_densities(ax: Axes, run: Run, rounds: NDArray[np.float64]) -> None:
     names = [str(column) for column in run.metrics.columns if str(column).startswith(DENSITY)]
     levels = [level for level in run.levels if DENSITY + level in names]
     levels += [name.removeprefix(DENSITY) for name in names if name.removeprefix(DENSITY) not in levels]
-    colours, ends = level_colours(levels), {}
+    styles, ends = level_styles(levels), {}
     for level in levels:
         values = 100 * np.asarray(run.series(DENSITY + level), dtype=np.float64)
         known = np.isfinite(values) & (values > 0)
         if known.any():
-            ax.plot(rounds[known], values[known], color=colours[level], linewidth=1.1)
+            ax.plot(rounds[known], values[known], **styles[level].line(int(known.sum()), width=1.1))
             ends[level] = (rounds[known][-1], values[known][-1])
     if ends:
         ax.set_ylim(bottom=0)
         ax.set_xlim(right=rounds[-1])
-        label_ends(ax, ends, colours)
+        label_ends(ax, ends, {level: style.colour for level, style in styles.items()})
 
 
 def draw_budget(folder: str | Path) -> list[Path]:

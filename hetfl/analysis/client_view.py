@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hetfl.analysis.figures import level_colours, level_legend, new_figure, plain
+from hetfl.analysis.figures import level_legend, new_figure
+from hetfl.analysis.theme import level_colours, plain
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import client_table
 from hetfl.errors import ConfigurationError

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from hetfl.analysis.clusters import ClusterSplit, assignments, has_splits, load_clusters, splits_of
-from hetfl.analysis.figures import Colour, new_figure, plain
+from hetfl.analysis.figures import new_figure
 from hetfl.analysis.pictures import save_figure
-from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import read_metrics
+from hetfl.analysis.theme import FONT_POINTS, GREY, NOTHING, SMALL, TINY, cluster_colours, plain, rounds_axis
 from hetfl.errors import ConfigurationError
 from hetfl.runs.headline import headline_in
 
@@ -27,8 +25,6 @@ ROW_INCHES = 0.13
 """Height of the row of a client, in inches."""
 HIGHEST = 8.0
 """Maximum height of all rows together, in inches."""
-NOBODY = (0.93, 0.93, 0.93, 1.0)
-"""Colour of a client without a cluster."""
 
 
 def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
@@ -59,7 +55,7 @@ def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
     colours = cluster_colours(int(clusters_NR.max()) + 1)
     ax.imshow(
         clusters_NR[order],
-        cmap=ListedColormap([NOBODY, *colours]),
+        cmap=ListedColormap([to_rgba(NOTHING), *colours]),
         vmin=-1.5,
         vmax=len(colours) - 0.5,
         aspect="auto",
@@ -68,9 +64,8 @@ def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
     )
     few = len(order) <= 100
     ax.set_yticks(range(len(order)) if few else [], [str(client) for client in order] if few else [])
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("Rounds done")
+    ax.tick_params(axis="y", length=0, labelsize=TINY)
+    rounds_axis(ax)
     ax.set_ylabel("Client")
     ax.spines[:].set_visible(False)
     last = clusters_NR[:, -1]
@@ -128,11 +123,10 @@ def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[ClusterSplit], rou
         top, bottom = order.index(split.parent), order.index(split.child)
         ax.plot([split.round + 1] * 2, [top, bottom], color=colours[split.child], lw=1.0)
     ax.set_yticks(range(len(order)), [f"cluster {cluster}" for cluster in order])
-    ax.tick_params(axis="y", labelsize=FONT_POINTS - 1)
+    ax.tick_params(axis="y", labelsize=SMALL)
     ax.set_ylim(len(order) - 0.5, -0.7)
     ax.set_xlim(0, rounds)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("Rounds done")
+    rounds_axis(ax)
     plain(ax, "x")
 
 
@@ -153,10 +147,3 @@ def plot_clusters(folder: str | Path) -> list[Path]:
     if has_splits(folder) and splits_of(table):
         files += save_figure(plot_cluster_tree(table, rounds), target, "cluster_tree")
     return files
-
-
-def cluster_colours(count: int) -> list[Colour]:
-    """Return a colour per cluster: distinct colours for at most ten, and otherwise colours of a colour map."""
-    if count <= 10:
-        return [colormaps["tab10"](cluster) for cluster in range(count)]
-    return [colormaps["turbo"](cluster / (count - 1)) for cluster in range(count)]

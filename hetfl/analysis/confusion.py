@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hetfl.analysis.figures import colour_bar, grid_figure
-from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.theme import FONT_POINTS
 from hetfl.analysis.quality import check_classes
 
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from hetfl.analysis.figures import level_colours, new_figure, plain
+from hetfl.analysis.figures import new_figure
 from hetfl.analysis.pictures import save_figure
-from hetfl.analysis.plots import FONT_POINTS, GREY
+from hetfl.analysis.theme import FONT_POINTS, GREY, SMALL, level_colours, plain
 from hetfl.data.mix import evenly_spaced
 from hetfl.files import make_folder, write_whole
 
@@ -21,7 +21,6 @@ MOST_CLIENTS = 50
 """Maximum number of rows; of more clients the figure shows this number at even distances."""
 MOST_KINDS = 6
 """Maximum number of kinds of inputs that have different colours."""
-PLAIN_COLOUR = "0.4"
 
 
 def plot_labels(clients: pd.DataFrame) -> Figure:
@@ -78,7 +77,7 @@ def _plot_sizes(rows: pd.DataFrame, title: str, row_inches: float) -> Figure:
 def _draw_sizes(ax: Axes, rows: pd.DataFrame, colours: list[tuple[float, float, float, float] | str]) -> None:
     """Draw a bar per row, whose length is the number of training samples."""
     ax.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
-    ax.set_xlabel("training samples")
+    ax.set_xlabel("Training samples")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     plain(ax, "x")
     if "change" in rows and rows["change"].nunique() <= MOST_KINDS:
@@ -100,7 +99,7 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _colours(rows: pd.DataFrame) -> list[tuple[float, float, float, float] | str]:
     if "change" not in rows or rows["change"].nunique() > MOST_KINDS:
-        return [PLAIN_COLOUR] * len(rows)
+        return [GREY] * len(rows)
     shades = level_colours(sorted(rows["change"].unique(), key=_in_order))
     return [shades[kind] for kind in rows["change"]]
 
@@ -119,7 +118,7 @@ def _draw_dots(
     ax.scatter(column, row, s=sizes, c=[colours[number] for number in row], linewidths=0)
     ax.set_xlim(-0.7, counts_NK.shape[1] - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=10 if counts_NK.shape[1] > 20 else 20, integer=True))
-    ax.set_xlabel("class")
+    ax.set_xlabel("Class")
     plain(ax, "both")
 
 
@@ -127,13 +126,13 @@ def _number_rows(ax: Axes, clients: list[int], row_inches: float) -> None:
     """Write the client number of every row, or of every second row if rows are close."""
     step = 1 if row_inches >= 1.1 * FONT_POINTS / 72 else 2
     ax.set_yticks(range(0, len(clients), step), [str(client) for client in clients[::step]])
-    ax.set_ylabel("client")
+    ax.set_ylabel("Client")
 
 
 def _name_kinds(ax: Axes, kinds: dict[str, tuple[float, float, float, float] | str]) -> None:
     """Draw the legend of the kinds of inputs."""
     handles = [ax.barh([0], [0], color=kinds[kind], label=kind) for kind in sorted(kinds, key=_in_order)]
     ax.legend(
-        handles=handles, title="change", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,
+        handles=handles, title="change", fontsize=SMALL, title_fontsize=SMALL, frameon=False,
         labelcolor=GREY, loc="lower left", bbox_to_anchor=(1.0, 0.0),
     )  # fmt: skip

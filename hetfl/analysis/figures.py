@@ -1,11 +1,10 @@
-"""Helpers of all figures: a heading with a hint on what to look for, colours of levels, maps of numbers."""
+"""Helpers of all figures: a heading with a hint on what to look for, names of lines, maps of numbers."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +12,12 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from hetfl.analysis.plots import FONT_POINTS, GREY, spread
+from hetfl.analysis.plots import spread
+from hetfl.analysis.theme import FONT_POINTS, GREY, MAP, SMALL, TINY, Colour, ink_on, text_sizes
 
 INCHES_PER_LETTER = 0.068
 """Mean width of a letter of :data:`FONT_POINTS`, with a margin."""
 LINE_INCHES = 1.35 * FONT_POINTS / 72
-Colour = tuple[float, float, float, float]
 
 
 def new_figure(
@@ -46,9 +45,7 @@ def new_figure(
     figure.text(0.012, below, "\n".join(lines), fontsize=FONT_POINTS, color=GREY, va="top", linespacing=1.3)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
-        ax.tick_params(labelsize=FONT_POINTS - 1, color=GREY)
-        ax.xaxis.label.set_fontsize(FONT_POINTS)
-        ax.yaxis.label.set_fontsize(FONT_POINTS)
+        text_sizes(ax)
     return figure, axes
 
 
@@ -72,12 +69,6 @@ def grid_figure(title: str, look_for: str, panels: int, *, columns: int, side: f
     return figure, list(axes.flat[:panels])
 
 
-def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
-    """Return a colour per level, from dark to light in the given order; readable without colour vision (viridis)."""
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.8, max(len(levels), 2)))
-    return {level: tuple(shade) for level, shade in zip(levels, shades, strict=False)}
-
-
 def level_legend(ax: Axes, colours: Mapping[str, Colour]) -> None:
     """Write the legend of levels beside an axes."""
     handles = [Patch(color=colour, label=level) for level, colour in colours.items()]
@@ -91,15 +82,8 @@ def client_rows(ax: Axes, clients: Sequence[int]) -> None:
     """Name the rows of an axes after clients, unless there are more than 60."""
     few = len(clients) <= 60
     ax.set_yticks(range(len(clients)) if few else [], [str(client) for client in clients] if few else [])
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
+    ax.tick_params(axis="y", length=0, labelsize=TINY)
     ax.set_ylabel("Client")
-
-
-def plain(ax: Axes, grid: str = "y") -> None:
-    """Draw axes without a box, with a light grid behind the data."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis=grid, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
-    ax.set_axisbelow(True)
 
 
 def number_map(
@@ -123,17 +107,15 @@ def number_map(
         high: the value of the lightest colour.
         form: format of a number, such as ``".2f"``.
     """
-    image = ax.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    image = ax.imshow(values, cmap=MAP, vmin=low, vmax=high, aspect="auto")
     ax.set_yticks(range(len(rows)), rows)
     ax.set_xticks(range(len(columns)), columns)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if (value - low) < 0.6 * (high - low) else "black"
-            ax.text(
-                column, row, format(value, form), ha="center", va="center", color=colour, fontsize=FONT_POINTS - 1.5
-            )
+            colour = ink_on(image.to_rgba(np.array([value]))[0])
+            ax.text(column, row, format(value, form), ha="center", va="center", color=colour, fontsize=TINY)
     return image
 
 
@@ -143,7 +125,7 @@ def colour_bar(image: AxesImage, label: str, axes: Axes | Sequence[Axes]) -> Non
     assert figure is not None  # it is on axes
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(label, fontsize=FONT_POINTS)
-    bar.ax.tick_params(labelsize=FONT_POINTS - 1, color=GREY)
+    bar.ax.tick_params(labelsize=SMALL, color=GREY)
     bar.outline.set_visible(False)
 
 

@@ -41,14 +41,14 @@ def pictures_of(headline: Headline) -> tuple[str, str]:
     return f"{headline.name}_over_rounds", f"{headline.name}_over_bytes"
 
 
-def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
+def save_figure(figure: Figure, folder: Path, name: str, padding: float | None = 0.1) -> list[Path]:
     """Write a figure as PNG and SVG; the same figure gives the same bytes, and text in the SVG stays text.
 
     Args:
         figure: the figure.
         folder: the folder to write into.
         name: name of the files without suffix.
-        padding: margin around the drawing in inches.
+        padding: margin around the drawing in inches; None: the files have the size of the figure.
 
     Raises:
         OSError: a file cannot be written; the message names the file. An existing file then stays unchanged.
@@ -58,7 +58,8 @@ def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -
         path = folder / f"{name}.{suffix}"
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NOT_IN_THE_FONT)
-            options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": padding, "metadata": metadata}
+            cut = {} if padding is None else {"bbox_inches": "tight", "pad_inches": padding}
+            options: dict[str, Any] = {"metadata": metadata, **cut}
             figure.savefig(drawn := io.BytesIO(), format=suffix, dpi=200, **options)
         write_whole(path, drawn.getvalue())
         files.append(path)

@@ -9,27 +9,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from hetfl.analysis.pictures import pictures_of, save_figure
 from hetfl.analysis.runs import Run, load_run
+from hetfl.analysis.theme import (
+    FONT_POINTS,
+    GREY,
+    INK,
+    LEADER,
+    SMALL,
+    Style,
+    draw_chance,
+    level_styles,
+    log_name,
+    log_ticks,
+    plain,
+    plain_number,
+    rounds_axis,
+    score_axis,
+    text_sizes,
+)
 from hetfl.errors import ConfigurationError
-from hetfl.runs.headline import Headline
 
-FONT_POINTS = 9.0
-GREY = "0.35"
+UPLOADED = "Uploaded by all clients (MB)"
+GLOBAL_STYLE = Style(INK, (0, (4, 2)), "x")
+"""Style of the global model where it is none of the levels."""
 BAND = 0.11
 """Fraction of the height of the axes, at the bottom, that stays free of curves and their labels."""
-LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
-"""Style of the line from the end of a curve to its name."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +50,14 @@ class Curve:
 
     Attributes:
         label: name of the line.
-        color: its colour.
+        style: its colour, dashes and marker.
         x: positions of the rounds that have a score, shape (R,).
         y: scores, shape (R,).
         end: the last score as text.
     """
 
     label: str
-    color: tuple[float, float, float, float] | str
+    style: Style
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     end: str
@@ -76,8 +88,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> N
 def score_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
     """Return curves of the validation headline of each level and of the global model.
 
-    Levels have colours from dark to light in their order (viridis, distinguishable without colour vision). The curve of
-    the global model is left out if it equals the curve of a level, usually of the largest one.
+    The curve of the global model is left out if it equals the curve of a level, usually of the largest one.
 
     Args:
         run: the run.
@@ -87,13 +98,10 @@ def score_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
         ConfigurationError: the run has no validation headline.
     """
     levels = [level for level in run.levels if run.headline.column("val", level) in run.metrics.columns]
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(levels), 1)))
-    curves = [
-        _curve(run, run.headline.column("val", level), level, tuple(shade), over)
-        for level, shade in zip(levels, shades, strict=False)
-    ]
+    styles = level_styles(levels)
+    curves = [_curve(run, run.headline.column("val", level), level, styles[level], over) for level in levels]
     if run.headline.column("val") in run.metrics.columns or not curves:
-        whole = _curve(run, run.headline.column("val"), "global", "black", over)
+        whole = _curve(run, run.headline.column("val"), "global", GLOBAL_STYLE, over)
         if not any(len(curve.y) == len(whole.y) and np.allclose(curve.y, whole.y) for curve in curves):
             curves.append(whole)
     curves = [curve for curve in curves if len(curve.y)]
@@ -104,13 +112,11 @@ def score_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
     return curves
 
 
-def _curve(
-    run: Run, column: str, label: str, color: tuple[float, float, float, float] | str, over: NDArray[np.float64]
-) -> Curve:
+def _curve(run: Run, column: str, label: str, style: Style, over: NDArray[np.float64]) -> Curve:
     score = np.asarray(run.series(column), dtype=np.float64)
     reported = np.isfinite(score) & ~np.isnan(over)
     end = run.headline.shown(score[reported][-1], 1) if reported.any() else ""
-    return Curve(label, color, over[reported], run.headline.scale * score[reported], end)
+    return Curve(label, style, over[reported], run.headline.scale * score[reported], end)
 
 
 def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
@@ -125,9 +131,8 @@ def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
     """
     ax = _new_axes() if ax is None else ax
     curves = score_curves(run, np.asarray(run.series("step"), dtype=np.float64) + 1)  # round 0 is the first
-    _draw(ax, curves, run.headline)
-    ax.set_xlabel("Rounds done")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _draw(ax, curves, run)
+    rounds_axis(ax)
     first, last = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
     ax.set_xlim(first, max(last, first + 1))
     _title(ax, run, f"Validation {run.headline.words} of each level over rounds")
@@ -152,14 +157,14 @@ def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     curves = score_curves(run, megabytes)
     dense = float((run.series("comm/up_bytes") * run.series("comm/up_ratio")).sum()) / 1e6
     sent = float(np.nanmax(megabytes))
-    _draw(ax, curves, run.headline)
+    _draw(ax, curves, run)
     # No bytes are counted in rounds whose updates were all refused.
     above = [curve.x[curve.x > 0][0] for curve in curves if (curve.x > 0).any()]
     if above:
         ax.set_xscale("log")
         ax.set_xlim(0.95 * min(above), 1.15 * max(dense, sent))
         log_ticks(ax.xaxis, *ax.get_xlim())
-    ax.set_xlabel("Uploaded by all clients (MB)")
+    ax.set_xlabel(log_name(UPLOADED) if above else UPLOADED, fontsize=FONT_POINTS)
     _title(ax, run, f"Validation {run.headline.words} of each level over uploaded bytes")
     _mark_dense(ax, sent, dense)
     _label_line_ends(ax, curves)
@@ -187,57 +192,24 @@ def plot_run(folder: str | Path) -> list[Path]:
     return files
 
 
-def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Set few tick labels without exponents on a logarithmic axis: powers of ten, and on short axes some between them.
-
-    Args:
-        axis: the axis.
-        low: its lower end.
-        high: its upper end.
-    """
-    decades = np.log10(high / low)
-    if decades < 0.5:  # the axis may have no 1, 2 or 5 times a power of ten
-        axis.set_major_locator(MaxNLocator(nbins=5))
-    else:
-        subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(plain_number))
-
-
-def plain_number(value: float, position: int | None = None) -> str:
-    """Return a tick label without an exponent.
-
-    >>> [plain_number(value) for value in (0.00005, 0.05, 20.0, 200000.0)]
-    ['0.00005', '0.05', '20', '200 000']
-    """
-    if abs(value) >= 1e3:
-        return f"{value:,.0f}".replace(",", " ")
-    return np.format_float_positional(float(f"{value:.6g}"), trim="-")
-
-
 def _new_axes() -> Axes:
     figure = Figure(figsize=(6.0, 3.8))
     figure.subplots_adjust(left=0.1, right=0.84, bottom=0.13, top=0.86)
     return figure.add_subplot()
 
 
-def _draw(ax: Axes, curves: Sequence[Curve], headline: Headline) -> None:
+def _draw(ax: Axes, curves: Sequence[Curve], run: Run) -> None:
+    headline = run.headline
     for curve in curves:
-        dashes = (0, (4, 2)) if curve.label == "global" else "solid"
-        ax.plot(curve.x, curve.y, color=curve.color, linewidth=1.6, linestyle=dashes, solid_capstyle="round")
-        if len(curve.x) == 1:
-            ax.plot(curve.x, curve.y, color=curve.color, marker="o", clip_on=False)
+        ax.plot(curve.x, curve.y, **curve.style.line(len(curve.x)), clip_on=len(curve.x) > 1)
     low, high = min(curve.y.min() for curve in curves), max(curve.y.max() for curve in curves)
     # If nothing changes, the axis spans 10 points, or a tenth of the score.
     margin = max(high - low, 10.0 if headline.percent else 0.1 * max(abs(low), abs(high)) or 1.0)
     ax.set_ylim(low - 0.16 * margin, high + 0.06 * margin)
-    ax.set_ylabel(headline.in_unit(headline.heading), fontsize=FONT_POINTS, parse_math=False)
-    ax.xaxis.label.set_fontsize(FONT_POINTS)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=FONT_POINTS, color=GREY)
-    ax.grid(axis="y", color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
+    score_axis(ax, headline)
+    plain(ax)
+    text_sizes(ax)
+    draw_chance(ax, run.chance, headline)
 
 
 def _title(ax: Axes, run: Run, title: str) -> None:
@@ -264,10 +236,10 @@ def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
             xytext=(16, (place - end) * points),
             textcoords="offset points",
             va="center_baseline",
-            color=curve.color,
+            color=curve.style.colour,
             fontsize=FONT_POINTS,
             annotation_clip=False,
-            arrowprops=LEADER | {"color": curve.color},
+            arrowprops=LEADER | {"color": curve.style.colour},
         )
 
 
@@ -275,7 +247,7 @@ def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
     """Mark the sent bytes, and the bytes of the same uploads as dense float32, in the band below the curves."""
     place = ax.get_xaxis_transform()
     ax.plot([dense, dense], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
-    text = f"the same uploads, dense float32: {float(f'{dense:.3g}'):,g} MB"
+    text = f"the same uploads, dense float32: {plain_number(float(f'{dense:.3g}'))} MB"
     if dense > 1.05 * sent:
         ax.plot([sent, sent], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
         ax.annotate(
@@ -295,6 +267,6 @@ def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
         textcoords="offset points",
         ha="right",
         va="bottom",
-        fontsize=FONT_POINTS - 1,
+        fontsize=SMALL,
         color=GREY,
     )

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, level_colours, new_figure, number_map, plain
-from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, new_figure, number_map
 from hetfl.analysis.quality import calibration_error, reliability
 from hetfl.analysis.runs import Run
+from hetfl.analysis.theme import (
+    FONT_POINTS,
+    GREY,
+    INK,
+    WRONG,
+    draw_chance,
+    group_styles,
+    level_colours,
+    plain,
+    rounds_axis,
+    score_axis,
+)
 from hetfl.errors import ConfigurationError
 from hetfl.runs.headline import common_headline
 
-WRONG = "#D55E00"
-"""Vermilion, distinguishable from grey and black without colour vision."""
-DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 Over = Literal["step", "comm/up_bytes_total", "comm/bytes_total", "compute/flops_total"]
 _AXES: dict[Over, tuple[str, float, tuple[str, ...]]] = {
-    "step": ("round", 1.0, ("step",)),
-    "comm/up_bytes_total": ("uploaded by all clients (MB)", 1e6, ("comm/up_bytes_total",)),
-    "comm/bytes_total": ("sent both ways (MB)", 1e6, ("comm/up_bytes_total", "comm/down_bytes_total")),
-    "compute/flops_total": ("computed by all clients (GFLOP)", 1e9, ("compute/flops_total",)),
+    "step": ("Rounds done", 1.0, ("step",)),
+    "comm/up_bytes_total": ("Uploaded by all clients (MB)", 1e6, ("comm/up_bytes_total",)),
+    "comm/bytes_total": ("Sent both ways (MB)", 1e6, ("comm/up_bytes_total", "comm/down_bytes_total")),
+    "compute/flops_total": ("Computed by all clients (GFLOP)", 1e9, ("compute/flops_total",)),
 }
 """What is to the right: in words, its unit, and the columns that add up to it."""
 
@@ -64,7 +70,7 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
         ax.set_title(
             f"{predicted}" if right else f"{predicted}, not {target}",
             fontsize=FONT_POINTS,
-            color="black" if right else WRONG,
+            color=INK if right else WRONG,
             pad=2,
         )
     return figure
@@ -95,23 +101,28 @@ def plot_comparison(runs: Mapping[str, Run], over: Over = "step") -> Figure:
         rows=len(levels),
     )
     label, unit, columns = _AXES[over]
-    axes[-1, 0].set_xlabel(label)
-    shades = level_colours(list(runs))
+    styles = group_styles(list(runs))
     for ax, level in zip(axes[:, 0], levels, strict=True):
         ends, colours = {}, {}
-        for (name, run), dashes in zip(runs.items(), itertools.cycle(DASHES), strict=False):
+        if ax is not axes[0, 0]:
+            ax.sharey(axes[0, 0])
+        for name, run in runs.items():
             score = run.series(headline.column("val", level)).dropna()
             y = headline.scale * score
             x = pd.concat([run.series(column)[y.index] for column in columns], axis=1).sum(axis=1) / unit
-            ax.plot(x, y, color=shades[name], linestyle=dashes, linewidth=1.6)
+            x = x + (over == "step")  # round 0 is the first
+            ax.plot(x, y, **styles[name].line(len(x)))
             text = f"{name} {headline.shown(score.iloc[-1], 1)}"
-            ends[text], colours[text] = (float(x.iloc[-1]), float(y.iloc[-1])), shades[name]
+            ends[text], colours[text] = (float(x.iloc[-1]), float(y.iloc[-1])), styles[name].colour
         ax.set_xlim(left=0)
         ax.set_title(f"level {level}", fontsize=FONT_POINTS, loc="left")
-        ax.set_ylabel(headline.in_unit(headline.words), parse_math=False)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
+        score_axis(ax, headline)
+        if over == "step":
+            rounds_axis(ax)
+        ax.set_xlabel(label if ax is axes[-1, 0] else "")
         plain(ax)
         label_ends(ax, ends, colours)
+        draw_chance(ax, first.chance, headline)
     return figure
 
 
@@ -137,10 +148,10 @@ def plot_reliability(logits: Mapping[str, Tensor], targets_N: Tensor, bins: int 
         ax.bar(centre, 100 * table["accuracy"], width=90 / bins, color=colour, alpha=0.35)
         size = 200 * table["samples"] / len(targets_N)
         ax.scatter(100 * table["confidence"], 100 * table["accuracy"], s=size, color=colour, clip_on=False, zorder=3)
-        ax.plot([0, 100], [0, 100], color="0.35", linewidth=0.8, linestyle=(0, (4, 2)))
+        ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
         error = calibration_error(logits[level], targets_N, bins)
         ax.set_title(f"level {level}: error {100 * error:.1f} points", fontsize=FONT_POINTS)
-        ax.set(xlim=(0, 102), ylim=(0, 104), xlabel="confidence (%)", ylabel="accuracy (%)")
+        ax.set(xlim=(0, 102), ylim=(0, 104), xlabel="Confidence (%)", ylabel="Accuracy (%)")
         plain(ax)
     return figure
 
@@ -169,6 +180,6 @@ def plot_class_accuracy(table: pd.DataFrame) -> Figure:
         high=100.0,
         form=".0f",
     )
-    ax.set_ylabel("class")
-    colour_bar(image, "samples classified correctly (%)", ax)
+    ax.set_ylabel("Class")
+    colour_bar(image, "Samples classified correctly (%)", ax)
     return figure

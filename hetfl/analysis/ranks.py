@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hetfl.analysis.figures import new_figure, plain
+from hetfl.analysis.figures import new_figure
 from hetfl.analysis.snapshot_reader import RunSnapshots
+from hetfl.analysis.theme import FONT_POINTS, SMALL, level_styles, log_name, log_ticks, plain, rounds_axis
 from hetfl.errors import ConfigurationError
 from hetfl.factors import matrices, pairs_of
 
@@ -57,17 +57,18 @@ def plot_spectra(tables: Mapping[str, pd.DataFrame]) -> Figure:
         columns=len(tables),
     )
     lowest = min(float(table[table > 0].min().min()) for table in tables.values())
+    highest = max(float(table.max().max()) for table in tables.values())
     for number, (ax, (name, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
-        for position, rank in enumerate(table.columns):
-            shade = 0.15 + 0.65 * position / max(len(table.columns) - 1, 1)
-            ax.plot(table.index, table[rank].clip(lower=lowest), color=str(shade), label=str(rank))
+        for rank, style in level_styles([str(rank) for rank in table.columns]).items():
+            values = table[int(rank)].clip(lower=lowest)
+            ax.plot(table.index + 1, values, **style.line(len(table)), label=rank)
         ax.set_yscale("log")
-        ax.set_ylim(0.7 * lowest, 1.5 * max(float(each.max().max()) for each in tables.values()))
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        ax.set_xlabel(f"round\n{name}")
-        plain(ax, "y")
+        ax.set_ylim(0.7 * lowest, 1.5 * highest)
+        log_ticks(ax.yaxis, 0.7 * lowest, 1.5 * highest)
+        rounds_axis(ax, ticks=5)
+        ax.set_title(name, fontsize=FONT_POINTS, parse_math=False)
+        ax.set_ylabel("" if number else log_name("Singular value, mean of layers"), fontsize=FONT_POINTS)
+        plain(ax)
         if number == len(tables) - 1:
-            ax.legend(
-                title="singular value", frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
-            )
+            ax.legend(title="rank", frameon=False, fontsize=SMALL, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -4,54 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from hetfl.analysis.clusters import load_clusters
+from hetfl.analysis.columns import ADDED, CLIENT_RULES, LEVEL_RULES, METRIC_RULES, NUMBER, SCORES, SHARE, TOTAL, Rule
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, LARGEST_TEXT, TooMuch, parse_yaml, read_bytes
+from hetfl.runs.about import UNKNOWN, About, about_in
 from hetfl.runs.headline import ACCURACY, Headline, headline_in
 from hetfl.runs.metrics_file import HEAD, present_name
 
-Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
-"""The description of valid numbers of a column, and a test for them; NaN, an empty cell, is not tested."""
-
-# A float32 mean can be slightly above 1.
-SHARE: Rule = ("shares from 0 to 1", lambda x: (x >= 0) & (x <= 1 + 1e-6))
-AMOUNT: Rule = ("finite numbers from 0", lambda x: (x >= 0) & np.isfinite(x))
-WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x == np.floor(x)))
-NUMBER: Rule = ("numbers", lambda x: np.full(x.shape, True))
-
-SCORES = r"(val|test|cluster)/({0})((_by_(level|head))?/.+)?|local/({0})_(mean|std|worst10)"
-METRIC_RULES: Mapping[str, Rule] = {
-    r"step": WHOLE,
-    r"comm/.*|budget/.*|assignment/.*|compute/flops_total|sim/.*": AMOUNT,
-    r"parts/density": ("shares above 0, up to 1", lambda x: (x > 0) & (x <= 1)),
-}
-"""Rules by name pattern; columns of ``SCORES`` are shares if they are percentages; others have any numbers."""
-TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
-"""Columns of ``metrics.csv`` that never fall; only the ratio over the whole run may fall."""
-LEVEL_RULES: Mapping[str, Rule | None] = {
-    "level": None,
-    **dict.fromkeys(("width", "depth", "density", "rank"), AMOUNT),
-    **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
-}
-"""The columns of ``levels.csv``, and ``CLIENT_RULES`` those of ``clients.csv`` without its scores; None: a name."""
-ADDED = {"density": 1.0, "rank": math.nan}
-"""Columns that older tables lack, and their values."""
-CLIENT_RULES: Mapping[str, Rule | None] = {
-    "client": WHOLE,
-    "level": None,
-    **dict.fromkeys(("train_samples", "test_samples"), WHOLE),
-}
 MAPPINGS = ("trainer", "model", "data")
 """Settings of ``config.yaml`` that are mappings."""
 
@@ -69,6 +39,7 @@ class Run:
         clusters: one row per change of the cluster of a client, with the columns of ``clusters.csv``; None for a run
             without clusters.
         headline: the score by which models are compared.
+        about: version, date, command and machine of the run, and its numbers of samples, as far as they are known.
     """
 
     folder: Path
@@ -78,6 +49,13 @@ class Run:
     clients: pd.DataFrame | None = None
     clusters: pd.DataFrame | None = None
     headline: Headline = ACCURACY
+    about: About = UNKNOWN
+
+    @property
+    def chance(self) -> float | None:
+        """The score of guessing one of K classes, 1/K; None if it is unknown."""
+        classes = self.about.classes
+        return 1 / classes if classes and self.headline.name == "accuracy" else None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -134,7 +112,8 @@ def load_run(folder: str | Path) -> Run:
     scores = dict.fromkeys((headline.name, headline.own), SHARE if headline.percent else NUMBER)
     clients = _read_table(folder / "clients.csv", {**CLIENT_RULES, **scores})
     clusters = load_clusters(folder) if (folder / "clusters.csv").is_file() else None
-    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients, clusters, headline)
+    config = read_config(folder / "config.yaml")
+    return Run(folder, metrics, config, levels, clients, clusters, headline, about_in(folder))
 
 
 def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:

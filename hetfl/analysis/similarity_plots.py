@@ -36,8 +36,8 @@ def plot_level_similarity(table: pd.DataFrame) -> Figure:
         high=1.0,
         form=".2f",
     )
-    ax.set_xlabel("pair of levels")
-    colour_bar(image, "linear CKA", ax)
+    ax.set_xlabel("Pair of levels")
+    colour_bar(image, "Linear CKA", ax)
     return figure
 
 
@@ -58,7 +58,7 @@ def plot_heads(logits_HNK: Tensor) -> Figure:
     )
     ax, lowest = axes[0, 0], float(agreement.min())
     image = number_map(ax, agreement, rows=names, columns=names, low=min(lowest, 99.0), high=100.0, form=".1f")
-    ax.set_xlabel("head")
-    ax.set_ylabel("head")
-    colour_bar(image, "same prediction (% of samples)", ax)
+    ax.set_xlabel("Head")
+    ax.set_ylabel("Head")
+    colour_bar(image, "Same prediction (% of samples)", ax)
     return figure

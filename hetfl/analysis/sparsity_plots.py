@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hetfl.analysis.figures import label_ends, new_figure, plain
+from hetfl.analysis.figures import label_ends, new_figure
 from hetfl.analysis.pictures import DENSITY_COLUMN, had_density, save_figure
-from hetfl.analysis.plots import FONT_POINTS, Curve, log_ticks, score_curves
+from hetfl.analysis.plots import Curve, score_curves
 from hetfl.analysis.runs import Run, load_run
+from hetfl.analysis.theme import FONT_POINTS, draw_chance, log_name, log_ticks, plain, score_axis
 from hetfl.errors import ConfigurationError
 
 
@@ -57,15 +59,17 @@ def plot_sparsity(run: Run) -> Figure:
     )
     ax: Axes = axes[0, 0]
     for curve in curves:
-        ax.plot(curve.x, curve.y, "o", color=curve.color, markersize=3, alpha=0.35, markeredgewidth=0)
+        look: dict[str, Any] = {"marker": curve.style.marker, "markersize": 3, "alpha": 0.35, "markeredgewidth": 0}
+        ax.plot(curve.x, curve.y, linestyle="", color=curve.style.colour, **look)
         last = [i for i in range(len(curve.x)) if i + 1 == len(curve.x) or curve.x[i + 1] != curve.x[i]]
-        ax.plot(curve.x[last], curve.y[last], color=curve.color, linewidth=1.4)
+        ax.plot(curve.x[last], curve.y[last], **curve.style.line(len(last)))
     _set_scale(ax, np.concatenate([curve.x for curve in curves]))
-    ax.set_xlabel("Weights held (%)", fontsize=FONT_POINTS)
-    ax.set_ylabel(run.headline.in_unit(run.headline.heading), fontsize=FONT_POINTS, parse_math=False)
+    ax.set_xlabel(log_name("Weights held (%)"), fontsize=FONT_POINTS)
+    score_axis(ax, run.headline)
     plain(ax)
+    draw_chance(ax, run.chance, run.headline)
     ends = {f"{curve.label}  {curve.end}": (float(curve.x[-1]), float(curve.y[-1])) for curve in curves}
-    label_ends(ax, ends, {f"{curve.label}  {curve.end}": curve.color for curve in curves})
+    label_ends(ax, ends, {f"{curve.label}  {curve.end}": curve.style.colour for curve in curves})
     return figure
 
 
@@ -99,7 +103,7 @@ def _distinct(curves: list[Curve]) -> list[Curve]:
         for i, other in enumerate(distinct):
             if np.array_equal(curve.x, other.x) and np.array_equal(curve.y, other.y):
                 label = f"{other.label}, {curve.label}"
-                distinct[i] = Curve(label, other.color, other.x, other.y, other.end)
+                distinct[i] = Curve(label, other.style, other.x, other.y, other.end)
                 break
         else:
             distinct.append(curve)

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hetfl.analysis.assignment_plots import HIGHEST, ROW_INCHES, level_names
-from hetfl.analysis.figures import Colour, client_rows, level_colours, level_legend, new_figure
+from hetfl.analysis.figures import client_rows, level_legend, new_figure
 from hetfl.analysis.pictures import TIMELINE_TABLE, save_figure
-from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import load_run
 from hetfl.analysis.tables import read_own_table
+from hetfl.analysis.theme import GREY, TINY, Colour, level_colours, mark_lost
 from hetfl.errors import ConfigurationError
 from hetfl.trainer.writing import TIMELINE_COLUMNS
 
@@ -63,7 +63,7 @@ def plot_timeline(table: pd.DataFrame, levels: Sequence[str]) -> Figure:
     figure, axes = new_figure(
         "Work of clients over the simulated time",
         f"The last {len(shown)} arrivals; a bar begins when a client takes the model and ends when its update arrives. "
-        "Vertical lines: the server steps. Cross: the client was lost. Look for long bars of dark colours, which are "
+        "Vertical lines: the server steps. Cross: the client was lost. Look for long bars of "
         "large levels: their updates arrive last and are the most stale.",
         width=9.0,
         height=max(2.4, 0.9 + min(ROW_INCHES * len(clients), HIGHEST)),
@@ -82,7 +82,7 @@ def _draw_work(ax: Axes, table: pd.DataFrame, clients: Sequence[int], colours: d
     lengths = table["end"] - table["start"]
     ax.barh(rows, lengths, left=table["start"], color=[colours[level] for level in table["level"]], height=0.8)
     lost = table["accepted"] == 0
-    ax.plot(table["end"][lost], rows[lost], "x", color="black", markersize=3, markeredgewidth=0.7)
+    mark_lost(ax, table["end"][lost], rows[lost])
     client_rows(ax, clients)
     ax.set_ylim(len(clients) - 0.5, -0.5)
     ax.set_xlabel("Simulated time (s)")
@@ -98,7 +98,7 @@ def _draw_staleness(ax: Axes, table: pd.DataFrame, colours: dict[str, Colour]) -
     ax.set_yticks(range(len(colours)), names)
     ax.set_ylabel("Level, number of updates")
     ax.set_ylim(len(colours) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 2, color=GREY)
+    ax.tick_params(axis="y", length=0, labelsize=TINY, color=GREY)
     ax.set_xlabel("Mean staleness of an update's entries (server steps)")
     ax.spines[["top", "right", "left"]].set_visible(False)
     level_legend(ax, colours)

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.figures import colour_bar, new_figure, number_map, plain
+from hetfl.analysis.figures import colour_bar, new_figure, number_map
+from hetfl.analysis.theme import GREY, plain
 from hetfl.errors import ConfigurationError
 
 
@@ -30,13 +31,13 @@ def plot_layer_density(table: pd.DataFrame) -> Figure:
         ax,
         percent,
         rows=[str(name) for name in table.index],
-        columns=[str(step) for step in table.columns],
+        columns=[str(int(step) + 1) for step in table.columns],
         low=0.0,
         high=float(np.nanmax(percent)),
         form=".1f",
     )
-    ax.set_xlabel("round")
-    colour_bar(image, "density (%)", ax)
+    ax.set_xlabel("Rounds done")
+    colour_bar(image, "Density (%)", ax)
     return figure
 
 
@@ -61,11 +62,11 @@ def plot_residuals(table: pd.DataFrame) -> Figure:
     )
     left, right = axes[0]
     for ax, column, label in ((left, "norm", "norm over all clients"), (right, "rms", "root mean square of an entry")):
-        ax.barh(range(len(table)), table[column], color="0.45", height=0.75)
+        ax.barh(range(len(table)), table[column], color=GREY, height=0.75)
         ax.set_yticks(range(len(table)), [str(name) for name in table.index] if ax is left else [""] * len(table))
         ax.set_ylim(len(table) - 0.5, -0.5)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
         ax.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
-        ax.set_xlabel(f"{label}\n(units of a delta)", labelpad=12)
+        ax.set_xlabel(f"{label[0].upper()}{label[1:]}\n(units of a delta)", labelpad=12)
         plain(ax, "x")
     return figure

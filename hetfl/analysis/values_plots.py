@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.figures import new_figure, plain
+from hetfl.analysis.figures import new_figure
 from hetfl.analysis.pictures import had_values, save_figure
-from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.theme import MAP, SMALL, TINY, Colour, plain
 from hetfl.analysis.values import (
     LEFT_OUT,
     late_values,
@@ -68,27 +68,27 @@ def plot_values(table: pd.DataFrame, clients: pd.DataFrame, measures: Sequence[s
     for row, name in enumerate(names):
         left, *others = cast(list[Axes], list(axes[row]))
         _draw_lines(left, values_by_round(table, name), shades)
-        left.set_ylabel(name, fontsize=FONT_POINTS - 1.5)
+        left.set_ylabel(name, fontsize=SMALL)
         for ax, (column, label) in zip(others, AGAINST.items(), strict=True):
             ax.sharey(left)
             _draw_dots(ax, late_values(table, name), clients[column], shades)
-            ax.set_xlabel(label if row == len(names) - 1 else "", fontsize=FONT_POINTS - 1)
-        left.set_xlabel("Rounds done" if row == len(names) - 1 else "", fontsize=FONT_POINTS - 1)
+            ax.set_xlabel(label if row == len(names) - 1 else "", fontsize=SMALL)
+        left.set_xlabel("Rounds done" if row == len(names) - 1 else "", fontsize=SMALL)
         for ax in (left, *others):
             plain(ax)
-            ax.tick_params(labelsize=FONT_POINTS - 2)
+            ax.tick_params(labelsize=TINY)
     return figure
 
 
-def _shades(noise: pd.Series[float]) -> dict[int, tuple[float, float, float, float]]:
+def _shades(noise: pd.Series[float]) -> dict[int, Colour]:
     """Return a colour per client, the darker the noisier; one colour if all are alike."""
     low, span = float(noise.min()), float(noise.max() - noise.min())
-    ramp = matplotlib.colormaps["viridis_r"]
+    ramp = matplotlib.colormaps[f"{MAP}_r"]
     pairs = zip(noise.index.to_numpy(np.int64).tolist(), noise.to_numpy(np.float64).tolist(), strict=True)
-    return {client: ramp(0.15 + 0.85 * (amount - low) / span if span else 0.6) for client, amount in pairs}
+    return {client: ramp(0.45 + 0.55 * (amount - low) / span if span else 0.6) for client, amount in pairs}
 
 
-def _draw_lines(ax: Axes, values: pd.DataFrame, shades: dict[int, tuple[float, float, float, float]]) -> None:
+def _draw_lines(ax: Axes, values: pd.DataFrame, shades: dict[int, Colour]) -> None:
     for client in values.columns:
         known = values[client].dropna()
         ax.plot(
@@ -103,9 +103,7 @@ def _draw_lines(ax: Axes, values: pd.DataFrame, shades: dict[int, tuple[float, f
     ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def _draw_dots(
-    ax: Axes, late: pd.Series[float], against: pd.Series[float], shades: dict[int, tuple[float, float, float, float]]
-) -> None:
+def _draw_dots(ax: Axes, late: pd.Series[float], against: pd.Series[float], shades: dict[int, Colour]) -> None:
     both = pd.concat([against, late], axis=1, join="inner").dropna()
     both.columns = pd.Index(["x", "y"])
     colours = [shades.get(int(client), (0.5, 0.5, 0.5, 1.0)) for client in both.index]
@@ -114,7 +112,7 @@ def _draw_dots(
     ax.tick_params(labelleft=False)
     rho = rank_correlation(late, against)
     if not np.isnan(rho):
-        ax.set_title(f"ρ = {rho:.2f}", loc="right", fontsize=FONT_POINTS - 1.5, pad=2)
+        ax.set_title(f"ρ = {rho:.2f}", loc="right", fontsize=SMALL, pad=2)
 
 
 def draw_values(folder: str | Path) -> list[Path]:

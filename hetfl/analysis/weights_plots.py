@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hetfl.analysis.figures import grid_figure, label_ends, level_colours, level_legend, new_figure, plain
+from hetfl.analysis.figures import grid_figure, label_ends, level_legend, new_figure
 from hetfl.analysis.interpolation import loss_barrier
 from hetfl.analysis.part_maps import NOBODY, as_matrix, matrices_among
-from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.theme import FONT_POINTS, level_colours, plain
 
 
 def plot_weight_quantiles(table: pd.DataFrame) -> Figure:

@@ -11,32 +11,32 @@ from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hetfl.analysis import (
-    Snapshots,
-    draw_assignment,
-    draw_budget,
-    draw_sparsity,
-    draw_timeline,
-    draw_values,
-    plot_clusters,
-    plot_run,
-)
+from hetfl.analysis import Snapshots
 from hetfl.cli.blame import naming_users_code
-from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
+from hetfl.cli.callbacks import as_new_run
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import export_line, export_target
+from hetfl.cli.loggers import add_run_folder, go_on_tracking
 from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
 from hetfl.display import RoundProgress, RunSummary, describe
-from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_adapter, export_submodel, known_cluster
 from hetfl.federation import FederatedModule
+from hetfl.reading import parse_yaml
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
-from hetfl.runs.run_folder import RunFolder, note_end
+from hetfl.runs.run_folder import note_end
+from hetfl.session.defaults import (
+    callbacks_of_training,
+    drop_previous,
+    folders_of,
+    with_run_folder,
+    with_safe_checkpoints,
+)
+from hetfl.session.drawing import print_figures
+from hetfl.session.trackers import Trackers, places_of, send_figures
 
 
 class FederatedTrainer(Trainer):
@@ -122,17 +122,25 @@ class FederatedCLI(LightningCLI):
     """Packages that a configuration may use if ``HETFL_TRUSTED`` is not set; None: all packages."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
+        self.checkpoints: SafeCheckpointIO | None = None  # None: the user's plugin writes checkpoints
         words = sys.argv[1:] if settings.get("args") is None else settings["args"]
         self._asked = words[0] if words else ""
         super().__init__(*given, **settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of hetfl, and use one seed for model and data."""
+        """Add the arguments of hetfl, and use one seed for model and data unless one has a seed of its own."""
         parser.add_argument("--final_test", type=bool, default=True, help="Test the last model at the end of fit.")
         parser.add_argument("--plots", type=bool, default=True, help="Draw the figures of the run at the end of fit.")
+        parser.add_argument(
+            "--plots_every",
+            type=int,
+            default=0,
+            help="Rounds from one drawing of the figures to the next; 0: only at the end.",
+        )
         parser.add_lightning_class_args(Snapshots, "snapshots")
         for part in ("model", "data"):
-            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=_seed)
+            parser.add_argument(f"--{part}_seed", type=int | None, default=None, help=f"--{part}.seed: its own seed.")
+            parser.link_arguments(("seed_everything", f"{part}_seed"), f"{part}.init_args.seed", compute_fn=_seed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -176,6 +184,8 @@ class FederatedCLI(LightningCLI):
             ConfigurationError: a setting cannot work.
         """
         config = self.config[self.subcommand]
+        if self.subcommand not in NOT_RUNS:
+            add_run_folder(config)
         check_settings(str(self.subcommand), config)
         if self.subcommand != "fit" or not config.get("ckpt_path"):
             return
@@ -183,6 +193,7 @@ class FederatedCLI(LightningCLI):
         is_run = (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
         for run_folder in run_folders(config) if is_run else []:
             run_folder.init_args.folder = str(folder)
+        go_on_tracking(config, places_of(folder) if is_run else [])
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer.
@@ -204,26 +215,29 @@ class FederatedCLI(LightningCLI):
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         kwargs["callbacks"] = users
         self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, users)
-        plugins = _listed(config.plugins)
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
-        if isinstance(config.logger, list):  # checkpoints go to the folder of the first logger
-            kwargs["logger"] = sorted(config.logger, key=lambda each: not isinstance(each, RunFolder))
+        kwargs["plugins"], self.checkpoints = with_safe_checkpoints(_listed(config.plugins))
+        if isinstance(config.logger, list):
+            kwargs["logger"] = with_run_folder(config.logger)
         if self.subcommand in NOT_RUNS:
             kwargs |= {"logger": False, "enable_progress_bar": False}
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, config: Namespace, users: list[Callback]) -> list[Callback]:
-        summary = RunSummary(after_fit=self.subcommand != "fit" or not self.config[self.subcommand].final_test)
-        callbacks: list[Callback] = [summary]
-        if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in users):
-            callbacks.append(RoundProgress())
-        if self.subcommand == "fit":
-            self.stop = StopAtRoundEnd()
-            callbacks += [RoundsLeft(self.stop), self.stop]
-            if config.enable_checkpointing is not False:
-                callbacks.append(LastCheckpoint())
-        return callbacks
+        progress = config.enable_progress_bar is not False
+        if self.subcommand != "fit":
+            shown = progress and not any(isinstance(each, ProgressBar) for each in users)
+            return [RunSummary(), *([RoundProgress()] if shown else [])]
+        self.stop, given = StopAtRoundEnd(), self.config["fit"]
+        made = callbacks_of_training(
+            users,
+            self.stop,
+            progress=progress,
+            checkpoints=config.enable_checkpointing is not False,
+            summary=not given.final_test,
+            every=given.plots_every,
+        )
+        text = self._parser("fit").dump(as_new_run(given), skip_unset=False)
+        return [*made, Trackers(lambda module: (parse_yaml(text), b""))]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a verb with all earlier objects excluded from garbage collection.
@@ -244,14 +258,14 @@ class FederatedCLI(LightningCLI):
         assert self.trainer is not None
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
-        given = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
-        folders = [folder for folder in given if folder is not None]
+        folders = folders_of(self.trainer.loggers)
         for folder in folders:
-            note_end(Path(folder), self.model.models.version, self.trainer.max_epochs or 0)
+            note_end(folder, self.model.models.version, self.trainer.max_epochs or 0)
         if self.config[self.subcommand].final_test:
             self.final_test()
         for folder in folders if self.config[self.subcommand].plots else ():
             self.draw(folder)
+        drop_previous(folders, self.checkpoints)
 
     def final_test(self, checkpoint: str | None = None) -> None:
         """Test the last model of a run.
@@ -261,28 +275,24 @@ class FederatedCLI(LightningCLI):
         """
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
 
-    def draw(self, folder: str | Path) -> None:
-        """Draw the figures of a run, and print their paths."""
-        print(f"{'pictures':<18}{_drawn(folder)}")
+    def draw(self, folder: str | Path, trained: bool = True) -> None:
+        """Draw the figures of a run, and print their folder.
 
-
-def _drawn(folder: str | Path) -> str:
-    """Draw the figures of a run; return their paths, or the reason of a failure, which does not fail the run."""
-    try:
-        drawn = [*plot_run(folder), *plot_clusters(folder), *draw_budget(folder), *draw_assignment(folder)]
-        drawn += [*draw_sparsity(folder), *draw_values(folder), *draw_timeline(folder)]
-    except ConfigurationError as error:
-        return f"none: {error}"
-    except OSError as error:  # hetfl resume draws them once there is space
-        return f"none: {error.filename} not written ({error.strerror})"
-    return " ".join(str(path) for path in drawn if path.suffix == ".png")
+        Args:
+            folder: the run folder.
+            trained: whether there is a trainer, whose loggers get the figures.
+        """
+        drawn = print_figures(folder)
+        if trained:
+            send_figures(self.trainer.loggers, drawn, self.model.models.version)
 
 
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
 
 
-def _seed(seed: int | bool) -> int:
-    if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"Expected a whole number from 0 to {2**32 - 1} for seed_everything but got {seed}")
-    return seed
+def _seed(seed: int | bool, of_part: int | None) -> int:
+    for name, given in (("seed_everything", seed), ("a seed", of_part)):
+        if isinstance(given, bool) or (given is not None and not 0 <= given < 2**32):
+            raise ValueError(f"Expected a whole number from 0 to {2**32 - 1} for {name} but got {given}")
+    return seed if of_part is None else of_part

@@ -41,6 +41,8 @@ def condense(message: str) -> str:
     if denied := DENIED.search(message):  # the other reasons are about types, not about trust
         packages = "of the packages in HETFL_TRUSTED" if denied[2] == "*" else f"outside of {denied[2]}"
         reasons = [f"Expected a class or function {packages} but got {denied[1]}"]
+    if unmet := [text for text in reasons if text.startswith("Requirement '")]:  # the others are about other types
+        reasons = unmet
     reason = "; ".join(dict.fromkeys(reasons)) or "not valid"
     reason = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", reason)
     reason = reason.replace("typing.Literal", "")

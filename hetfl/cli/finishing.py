@@ -11,10 +11,10 @@ from jsonargparse import Namespace
 from hetfl.analysis.pictures import expected_pictures
 from hetfl.analysis.runs import read_metrics
 from hetfl.cli.app import FederatedCLI
-from hetfl.cli.callbacks import has_ended
 from hetfl.errors import ConfigurationError
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.run_folder import ended_early, note_end
+from hetfl.session.callbacks import has_ended
 
 TABLE = "metrics.csv"
 OF_THE_END = ("--final_test", "--plots")
@@ -59,7 +59,7 @@ class ResumedRun(FederatedCLI):
             if TEST in self.missing:
                 self.final_test(self.config["fit"].ckpt_path)
             if PICTURES in self.missing:
-                self.draw(self.folder)
+                self.draw(self.folder, trained=TEST in self.missing)
 
 
 def missing_at_end(folder: Path, config: Namespace) -> list[str] | None:

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from hetfl.cli.debugging import debugging
 from hetfl.cli.errors import condense
 from hetfl.errors import LONGEST_MESSAGE, ConfigurationError
 from hetfl.printable import printable
+from hetfl.session.quiet import LOGGERS, ignore_warnings
 
 
 @contextmanager
@@ -66,12 +66,6 @@ def _quiet() -> None:
     logger = logging.getLogger("hetfl")
     logger.setLevel(logging.INFO)
     logger.handlers = [_Stderr()]
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*exists and is not empty.*",
-        ".*litlogger.*",
-        ".*treespec, LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    ignore_warnings()

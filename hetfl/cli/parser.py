@@ -23,7 +23,7 @@ from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
 
 EXPORT = ("--level", "--format", "--out")
 """Options of ``export`` that may be given only once, because a call exports one file."""
-SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
+SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(=|$)")
 YAML_MARKS = (":", "{", "\n")
 """A value of ``-c`` with one of these characters may be YAML text, and is passed to jsonargparse."""
 CONFIG_OPTIONS = ("-c", "--config")
@@ -135,18 +135,24 @@ def files_first(args: Sequence[str]) -> list[str]:
         is_whole = argument.startswith("--config=") or (argument.startswith("-c") and not is_option)
         (files if waiting or is_option or is_whole else others).append(argument)
         waiting = is_option and not waiting
-    return [*args[:1], *files, *others]
+    return [*args[:1], *files, *own_seeds(others)]
+
+
+def own_seeds(args: Sequence[str]) -> list[str]:
+    """Return arguments with ``--data.seed`` and ``--model.seed`` as the options that they are short for.
+
+    >>> own_seeds(["fit", "--data.seed=3", "--model.seed", "4"])
+    ['fit', '--data_seed=3', '--model_seed', '4']
+    """
+    return [SEED.sub(r"--\1_seed\2", argument) if argument.startswith("--") else argument for argument in args]
 
 
 def check_arguments(args: Sequence[str]) -> None:
     """Refuse arguments that would be silently overwritten.
 
     Raises:
-        ConfigurationError: a seed of model or data is given instead of ``seed_everything``, or an option of export is
-            given twice.
+        ConfigurationError: an option of export is given twice.
     """
-    for argument in args:
-        _check_seed(argument, "")
     given = [argument.partition("=")[0] for argument in args] if args[:1] == ["export"] else []
     for option in EXPORT:
         if given.count(option) > 1:
@@ -160,7 +166,7 @@ def check_file(path: Path) -> None:
 
     Raises:
         ConfigurationError: the file is not text, not YAML, empty or not a mapping, has a key twice, or sets a seed
-            other than ``seed_everything``.
+            among the arguments of model or data.
     """
     try:
         text = read_bytes(path).decode()
@@ -205,6 +211,4 @@ def _keys(node: yaml.Node, prefix: str = "", seen: frozenset[int] = frozenset())
 def _check_seed(argument: str, where: str) -> None:
     match = SEED.match(argument)
     if match:
-        raise ConfigurationError(
-            f"Expected seed_everything but got {match[1]}.seed{where}: model and data use the same seed"
-        )
+        raise ConfigurationError(f"Expected {match[1]}_seed, beside model and data, but got {match[1]}.seed{where}")

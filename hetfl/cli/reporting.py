@@ -8,7 +8,8 @@ from pathlib import Path
 from hetfl.analysis import load_run
 from hetfl.cli.parser import OneLineParser
 from hetfl.errors import ConfigurationError
-from hetfl.report import group_runs, write_report
+from hetfl.report import answer_lines, group_runs, read_material, write_material
+from hetfl.session.watching import PAGE, watch
 
 
 def main(args: Sequence[str]) -> None:
@@ -21,21 +22,25 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: the runs or the options are invalid.
     """
     options = report_parser().parse_args(list(args))
+    if options.watch:
+        watch(watched(options.runs))
+        return
     if not options.runs:
         raise ConfigurationError("Expected run folders after report but got none: hetfl report RUN... --out DIR")
     if options.out is None:
         raise ConfigurationError("Expected --out, the folder to write the report into, but got none")
     names, folders = zip(*(named_run(argument) for argument in options.runs), strict=True)
     groups = group_runs([load_run(folder) for folder in folders], names)
-    html = write_report(
+    material = read_material(
         {name: [run.folder for run in runs] for name, runs in groups.items()},
-        Path(options.out),
         target=options.target,
         unfinished=options.unfinished,
         mixed_data=options.mixed_data,
     )
+    html = write_material(material, Path(options.out))
     for name, runs in groups.items():
         print(f"{name}: {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    print(*answer_lines(material), sep="\n")
     print(f"{'report':<18}{html}")
 
 
@@ -56,8 +61,22 @@ def report_parser() -> OneLineParser:
         "default: 5 percent worse than the best score of the group whose best score is worst.",
     )
     parser.add_argument("--unfinished", action="store_true", help="Accept unfinished runs.")
+    parser.add_argument(
+        "--watch", action="store_true", help=f"Write RUN/{PAGE} after every round of one run that trains."
+    )
     parser.add_argument("--mixed_data", action="store_true", help="Accept runs on different data.")
     return parser
+
+
+def watched(runs: Sequence[str]) -> Path:
+    """Return the run folder to watch.
+
+    Raises:
+        ConfigurationError: there is not one run folder.
+    """
+    if len(runs) != 1 or not Path(runs[0]).is_dir():
+        raise ConfigurationError(f"Expected one run folder to watch but got {' '.join(runs) or 'none'}")
+    return Path(runs[0])
 
 
 def named_run(argument: str) -> tuple[str | None, Path]:

@@ -10,6 +10,7 @@ from hetfl.cli.callbacks import SaveRunConfig
 from hetfl.cli.parser import OneLineParser, files_first
 from hetfl.data import FederatedDataModule
 from hetfl.federation import FederatedModule
+from hetfl.session.defaults import SETTINGS
 
 
 def start(
@@ -33,10 +34,7 @@ def start(
         trainer_class=trainer,
         trainer_defaults={
             "logger": {"class_path": "hetfl.runs.RunFolder"},
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
+            **SETTINGS,
         },
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -15,12 +15,12 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
-from hetfl.cli.callbacks import has_ended
 from hetfl.cli.parser import OneLineParser
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.session.callbacks import has_ended
 from hetfl.unlearning.callbacks import Asking, Comparing, Findings
 
 

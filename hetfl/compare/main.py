@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from hetfl.analysis import Run
 from hetfl.compare.plan import (
@@ -27,10 +26,10 @@ from hetfl.compare.plan import (
 )
 from hetfl.compare.processes import only_one, run_all
 from hetfl.compare.resolving import naming, rehearse, resolve
-from hetfl.display.formats import cell, format_quantity
+from hetfl.display.formats import cell, format_quantity, plain_table, print_table
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError
-from hetfl.report import write_report
+from hetfl.report import answer_lines, read_material, write_material
 from hetfl.report.checks import differing_data
 from hetfl.report.groups import Group
 from hetfl.report.spread import spread_of
@@ -49,6 +48,12 @@ NOT_FOR_ALL = {
     "--print_config": "hetfl fit --print_config prints one configuration",
 }
 """Arguments of ``hetfl fit`` that ``hetfl compare`` refuses, with the reason."""
+COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "uploaded": ("up_bytes", lambda value: format_quantity(value, "B")),
+    "downloaded": ("down_bytes", lambda value: format_quantity(value, "B")),
+    "compression": ("up_ratio", lambda value: f"{value:.1f}×"),
+}
+"""Costs of a run by heading: attribute of :class:`~hetfl.compare.plan.Standing`, and format."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,14 +213,21 @@ def run_comparison(
         sys.exit(1)
     _print_results(groups, headline)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
+    failed = [_failure(run, line) for run, line in zip(runs, lines, strict=True) if run not in over]
     # unfinished=True: a run that its settings ended before its last round is finished.
-    report = write_report(folders, out, unfinished=True, mixed_data=mixed_data)
+    material = read_material(folders, unfinished=True, mixed_data=mixed_data, missing=failed)
+    report = write_material(material, out)
+    print(*answer_lines(material), sep="\n")
     print(f"{'report':<18}{report}")
-    if failed := len(runs) - len(over):
+    if failed:
         missing = ", ".join(name for name in names if name not in groups)
         none = f"; no run of {missing} is finished" if missing else ""
-        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed and are not in the report{none}\n")
+        sys.stderr.write(f"hetfl: error: {len(failed)} of {len(runs)} runs failed and are not in the report{none}\n")
         sys.exit(1)
+
+
+def _failure(run: PlannedRun, line: RunLine) -> str:
+    return f"{run.title} is missing: it failed after {line.done} of {line.rounds} rounds."
 
 
 def _line(run: PlannedRun, headline: Headline) -> RunLine:
@@ -225,28 +237,28 @@ def _line(run: PlannedRun, headline: Headline) -> RunLine:
 
 
 def _print_plan(actions: dict[PlannedRun, Action]) -> None:
-    table = Table(title="Plan", title_justify="left")
+    table = plain_table("Plan")
     for heading in ("run", "seed", "rounds"):
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("to do")
     for run, action in actions.items():
         table.add_row(cell(run.name), str(run.seed), f"{standing(run.folder).done}/{run.rounds}", action.value)
-    Console().print(table)
+    print_table(table, Console())
 
 
 def _print_results(groups: dict[str, list[PlannedRun]], headline: Headline) -> None:
-    """Print the test headline and the uploaded bytes of the finished runs, by name."""
-    table = Table(title="Comparison: means over seeds", title_justify="left")
-    for heading in ("run", "seeds", f"test {headline.words}", "uploaded"):
+    """Print the test headline and the costs of the finished runs, by name."""
+    table = plain_table("Comparison: means over seeds")
+    for heading in ("run", "seeds", f"test {headline.words}", *COSTS):
         table.add_column(cell(heading), justify="left" if heading == "run" else "right", no_wrap=True)
     for name, runs in groups.items():
         reached = [standing(run.folder) for run in runs]
         score = spread_of([at.test_score for at in reached])
-        uploaded = spread_of([at.up_bytes for at in reached])
+        costs = {name: spread_of([getattr(at, column) for at in reached]) for name, (column, _) in COSTS.items()}
         table.add_row(
             cell(name),
             str(len(runs)),
             "–" if score is None else score.shown(headline),
-            "–" if uploaded is None else format_quantity(uploaded.mean, "B"),
+            *("–" if cost is None else COSTS[name][1](cost.mean) for name, cost in costs.items()),
         )
-    Console().print(table)
+    print_table(table, Console())

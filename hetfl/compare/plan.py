@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from hetfl.analysis.runs import read_config, read_metrics
-from hetfl.cli.callbacks import has_ended
 from hetfl.cli.config_files import config_file
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.headline import headline_in
+from hetfl.session.callbacks import has_ended
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -149,12 +149,16 @@ class Standing:
         val_score: the latest validation headline; None: none yet.
         test_score: the test headline of the last row; None: not tested.
         up_bytes: bytes uploaded up to the last row; None: unknown.
+        down_bytes: bytes downloaded up to the last row; None: unknown.
+        up_ratio: bytes of dense float32 uploads up to the last row, divided by ``up_bytes``; None: unknown.
     """
 
     done: int = 0
     val_score: float | None = None
     test_score: float | None = None
     up_bytes: float | None = None
+    down_bytes: float | None = None
+    up_ratio: float | None = None
 
     @property
     def score(self) -> float | None:
@@ -180,6 +184,8 @@ def standing(folder: Path) -> Standing:
         val_score=_last(metrics, headline.column("val")),
         test_score=_last(metrics.iloc[-1:], headline.column("test")),
         up_bytes=_last(metrics.iloc[-1:], "comm/up_bytes_total"),
+        down_bytes=_last(metrics.iloc[-1:], "comm/down_bytes_total"),
+        up_ratio=_last(metrics.iloc[-1:], "comm/up_ratio_total"),
     )
 
 

@@ -19,6 +19,7 @@ from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
+from hetfl.runs.about import COMMAND, command_line
 from hetfl.signals import taking_signals
 
 POLL_SECONDS = 0.2
@@ -65,7 +66,8 @@ class RunProcess:
         self._sent = 0
         self._seen = (0, 0)
         prepare(run, action)
-        environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+        started = os.environ.get(COMMAND) or command_line(sys.argv)
+        environment = {**os.environ, COMMAND: started, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
         with run.log.open("ab") as log:
             self._log_start = log.tell()
             # A separate process group, so that Ctrl-C in a terminal reaches the process only through stop().

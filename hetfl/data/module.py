@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hetfl.arguments import checked
+from hetfl.arguments import checked, keep_arguments
 from hetfl.data.arrays import Arrays, ClientData, Samples
 from hetfl.data.client_transform import ClientTransform, as_clients_see
 from hetfl.data.describing import in_one_line, report_strays
@@ -98,6 +98,11 @@ class FederatedDataModule(LightningDataModule):
         self.seed, self._num_clients, self._transform, self._objective = seed, num_clients, transform, objective
         self._resident: Resident | None = None
         self.client_names: tuple[str | int, ...] | None = None
+
+    def __init_subclass__(cls, **settings: object) -> None:
+        """Let objects of a subclass keep the arguments that they were made with."""
+        super().__init_subclass__(**settings)
+        keep_arguments(cls)
 
     @abstractmethod
     def load(self) -> Arrays:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_table
-from hetfl.display.formats import cell, plain_table
+from hetfl.display.formats import cell, format_quantity, format_share, plain_table, print_table
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import UNITS, Budgets
 from hetfl.levels.table import level_costs
@@ -24,11 +24,11 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         console: console to print to; None: standard output.
     """
     console = console or Console()
-    _print_whole(cost_table(module), console)
+    print_table(cost_table(module), console)
     if module.levels.budgets is not None:
-        _print_whole(budget_table(module, module.levels.budgets), console)
-    _print_whole(fleet_table(module.fleet), console)
-    _print_whole(seconds_table(module.assignment, module.forecast, module.ledger.deadline), console)
+        print_table(budget_table(module, module.levels.budgets), console)
+    print_table(fleet_table(module.fleet), console)
+    print_table(seconds_table(module.assignment, module.forecast, module.ledger.deadline), console)
     if moves := comings_and_goings(module.fleet):
         console.print(moves)
     console.print(data.summary(), markup=False)
@@ -39,7 +39,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{module.uplink.compressor.title} on every upload, {down}"
-        f"{type(module.executor).__name__} executor{clustering}"
+        f"{module.executor.words}{clustering}"
     )
     if not module.schedule.in_step:
         console.print(f"{module.schedule.describe()}: a round is one server step", markup=False)
@@ -59,7 +59,7 @@ def cost_table(module: FederatedModule) -> Table:
     widths = not depths or any(row.width != 1.0 for row in rows)
     density, bits = module.uplink.compressor.planned_density, module.uplink.compressor.value_bits
     itemsize = bits / 8 if bits else 2 if module.uplink.half_precision else 4
-    table = plain_table(f"{type(module).__name__}: levels, FLOPs per sample, bytes per round")
+    table = plain_table(f"{type(module).__name__}: levels, FLOP per sample, bytes per round")
     table.add_column("level", no_wrap=True)
     sparse = any(row.density != 1.0 for row in rows)
     ranks = any(row.rank is not None for row in rows)
@@ -68,18 +68,18 @@ def cost_table(module: FederatedModule) -> Table:
         + ["depth"] * depths
         + ["density"] * sparse
         + ["rank"] * ranks
-        + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
+        + ["parameters", "share", "FLOP\nforward", "FLOP\ntraining"]
     )
-    headings += ["kB down", "kB up,\ndense"] + ([] if density is None else [f"kB up,\nat {density:.3g}"])
+    headings += ["bytes\ndown", "bytes\nup"] + ([] if density is None else [f"up, at\n{density:.3g}"])
     _add_columns(table, headings)
     for row in rows:
         cells = [f"{row.width:.4g}"] * widths + ["all" if row.depth is None else str(row.depth)] * depths
         cells += [f"{row.density:.4g}"] * sparse + ["all" if row.rank is None else str(row.rank)] * ranks
-        cells += [f"{row.parameters:,}", f"{row.parameters / rows[0].parameters:.1%}"]
-        cells += [f"{flops / 1e6:.3g}" for flops in (row.forward_flops, row.training_flops)]
+        cells += [f"{row.parameters:,}", format_share(row.parameters / rows[0].parameters)]
+        cells += [format_quantity(flops, "") for flops in (row.forward_flops, row.training_flops)]
         sizes: list[float] = [row.down_bytes, row.up_bytes]
         sizes += [] if density is None else [uploads[row.level].sparse(density, itemsize)]
-        table.add_row(cell(row.level), *cells, *(f"{size / 1e3:,.1f}" for size in sizes))
+        table.add_row(cell(row.level), *cells, *(format_quantity(size, "B") for size in sizes))
     return table
 
 
@@ -90,19 +90,10 @@ def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
     _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
     for name, allowed in module.levels.allowances.items():
         numbers = (f"{allowed.budget:g}", f"{allowed.limit:,.0f}", f"{allowed.cost:,.0f}")
-        table.add_row(cell(name), *numbers, f"{allowed.cost / allowed.limit:.1%}", str(allowed.size))
+        table.add_row(cell(name), *numbers, format_share(allowed.cost / allowed.limit), str(allowed.size))
     return table
 
 
 def _add_columns(table: Table, headings: Sequence[str]) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-
-
-def _print_whole(table: Table, console: Console) -> None:
-    """Print a table at its full width: a narrow terminal may wrap lines, but no number is truncated."""
-    before = console.width
-    console.width = 10_000
-    console.width = max(before, console.measure(table).maximum)
-    console.print(table, "")
-    console.width = before

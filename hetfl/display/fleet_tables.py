@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from hetfl.accounting import Forecast
-from hetfl.display.formats import cell, format_quantity, format_seconds, plain_table
+from hetfl.display.formats import cell, format_quantity, format_seconds, format_share, plain_table
 from hetfl.fleet import Fleet, LevelAssignment
 from hetfl.fleet.numbers import FOREVER
 
@@ -16,8 +16,8 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "throughput": ("speed", lambda value: format_quantity(value, "FLOP/s")),
     "downlink": ("down", lambda value: format_quantity(8 * value, "bit/s")),
     "uplink": ("up", lambda value: format_quantity(8 * value, "bit/s")),
-    "availability": ("within reach", lambda value: f"{100 * value:.3g} %"),
-    "failure_rate": ("rounds failed", lambda value: f"{100 * value:.3g} %"),
+    "availability": ("within\nreach", format_share),
+    "failure_rate": ("rounds\nfailed", format_share),
 }
 """Headings and formats of the properties of a kind of devices."""
 QUANTILES = {"fastest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "slowest": 1.0}
@@ -61,7 +61,7 @@ def seconds_table(assignment: LevelAssignment, forecast: Forecast, deadline: flo
         seconds = forecast.seconds(clients, positions_N[clients], None)
         cells = [format_seconds(np.quantile(seconds, share)) if len(clients) else "–" for share in QUANTILES.values()]
         if deadline is not None:
-            cells.append(f"{np.mean(seconds > deadline):.1%}" if len(clients) else "–")
+            cells.append(format_share(float(np.mean(seconds > deadline))) if len(clients) else "–")
         table.add_row(cell(level), f"{len(clients):,}", *cells)
     return table
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from math import floor, log10
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hetfl.printable import printable
+
+WIDEST = 10_000
+"""Columns of a terminal in which every table fits."""
 
 
 def cell(text: object) -> Text:
@@ -23,6 +27,23 @@ def cell(text: object) -> Text:
 def plain_table(title: str) -> Table:
     """Return an empty table for the terminal, whose only line is below its head."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table and an empty line: columns move together in a narrow terminal, and no number is truncated."""
+    wide = console.options.update(width=WIDEST)
+    if console.measure(table, options=wide).maximum > console.width:
+        table.padding = (0,)
+    console.print(table, "", width=max(console.width, console.measure(table, options=wide).maximum))
+
+
+def format_share(share: float) -> str:
+    """Return a share as a percentage with one decimal.
+
+    >>> format_share(0.0253), format_share(1)
+    ('2.5 %', '100.0 %')
+    """
+    return f"{100 * share:.1f} %"
 
 
 def format_quantity(value: float, unit: str) -> str:

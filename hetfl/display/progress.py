@@ -17,6 +17,9 @@ from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.printable import printable
 from hetfl.runs.headline import ACCURACY
 
+BAR = 8
+"""Width of the bar in a terminal; the line beside it takes 70 of 80 columns."""
+
 
 def is_milestone(done: int, total: int | None) -> bool:
     """Return whether a plain line is due after ``done`` rounds: ten times per run, or every 10 rounds without a total.
@@ -68,14 +71,20 @@ class RoundProgress(ProgressBar, FederatedCallback):
             self.print(f"run folder: {printable(folder)}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the live line."""
-        self._headline = cast(FederatedModule, pl_module).objective.headline
+        """Print what runs the clients, and start the clock and the live line."""
+        module = cast(FederatedModule, pl_module)
+        if self._enabled:
+            self.print(f"clients: {module.executor.words}")
+        self._headline = module.objective.headline
         self._first_round = self._rounds_done = self._last_line = trainer.current_epoch
         self._started = time.monotonic()
         if self._enabled and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             # No refresh thread: a lock that the thread holds during a fork would stay locked in the worker.
             self._live = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(), auto_refresh=False, transient=True
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=BAR),
+                auto_refresh=False,
+                transient=True,
             )
             self._live.add_task("")
             self._live.start()
@@ -139,14 +148,14 @@ class RoundProgress(ProgressBar, FederatedCallback):
         parts = [f"round {shown if rounds is None else f'{min(shown, rounds)}/{rounds}'}"]
         if clients:
             parts.append(f"clients {clients_done}/{clients}")
-        parts.append(f"elapsed {format_seconds(elapsed)}")
+        parts.append(format_seconds(elapsed))
         done, total = self._progress(trainer)
         if total is not None and 0 < done < total:
             parts.append(f"left {format_seconds(elapsed * (total - done) / done)}")
         column = self._headline.column("val")
         if column in trainer.callback_metrics:
-            value = float(trainer.callback_metrics[column])
-            parts.append(f"{column} {value:{'.4f' if self._headline.percent else '.4g'}}")
+            score = self._headline.shown(float(trainer.callback_metrics[column]))
+            parts.append(f"val {self._headline.words} {score}")
         return "  ".join(parts)
 
 

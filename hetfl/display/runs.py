@@ -167,7 +167,7 @@ class RunsProgress:
         shown = in_view(self.lines, max(3, self.console.height - 5))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("run", no_wrap=True, overflow="ellipsis")
-        table.add_column("", width=16)
+        table.add_column("", width=10)
         score = shown[0].headline.words if shown else ACCURACY.words
         for heading in ("round", score, "time", "left"):
             table.add_column(cell(heading), justify="right", no_wrap=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from hetfl.display.formats import cell, format_quantity, format_seconds
+from hetfl.display.formats import cell, format_quantity, format_seconds, format_share, plain_table, print_table
 from hetfl.federation import FederatedModule
 from hetfl.printable import printable
 from hetfl.runs.headline import ACCURACY, Headline
@@ -97,7 +97,7 @@ class RunSummary(Callback):
             return
         console = Console()
         headline = cast(FederatedModule, module).objective.headline
-        console.print(level_table(cast(_Leveled, module), self._metrics, headline))
+        print_table(level_table(cast(_Leveled, module), self._metrics, headline), console)
         texts = totals(self._metrics, self._seconds, headline)
         width = max(18, *(len(name) + 1 for name in texts))
         for name, text in texts.items():
@@ -108,7 +108,7 @@ class RunSummary(Callback):
 
 def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headline = ACCURACY) -> Table:
     """Return a table of the levels, the global model and its heads: sizes, parameters and scores."""
-    table = Table(title="Levels", title_justify="left")
+    table = plain_table("Levels")
     sparse = any(level.density != 1.0 for level in module.levels.values())
     ranks = any(level.rank is not None for level in module.levels.values())
     scores = [f"{stage} {headline.words}" for stage in ("val", "test")]
@@ -156,7 +156,7 @@ def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = AC
         f"personal {headline.words}": (headline.personal, lambda value: f"{shown(value)} (own levels and tensors)"),
         "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
         "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
-        "compression": ("comm/up_ratio_total", lambda value: f"{value:.1f}× fewer bytes than dense float32"),
+        "compression": ("comm/up_ratio_total", lambda value: f"uploads of {value:.1f}× fewer bytes than dense float32"),
         "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
         "simulated time": ("sim/seconds_total", format_seconds),
     }
@@ -165,7 +165,7 @@ def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = AC
         if (planned := metrics.get(f"budget/planned_{unit}", 0.0)) > 0:
             spent = metrics[f"budget/spent_{unit}"]
             amounts = [format_quantity(amount, short) for amount in (spent, planned)]
-            texts["upload budget"] = f"{amounts[0]} spent of {amounts[1]} planned ({100 * spent / planned:.1f} %)"
+            texts["upload budget"] = f"{amounts[0]} spent of {amounts[1]} planned ({format_share(spent / planned)})"
     lost = metrics.get("sim/lost_total", 0.0)
     if lost:
         texts["updates lost"] = f"{lost:.0f} (too late, or the client failed)"

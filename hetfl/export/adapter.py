@@ -1,4 +1,4 @@
-"""Nets with adapters: merged into a plain net for export, or written as an adapter of ``peft``."""
+"""Plain nets for export, from nets with adapters or twins, and adapters as files of ``peft``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from hetfl.export.tensors import copied, fill
 from hetfl.federation import FederatedModule
 from hetfl.lora import LoRA, merge
 from hetfl.lora.peft_files import save_adapter
+from hetfl.models import Twin
 
 ROUNDING = 1e-4
 """Largest difference between the outputs of a merged net and of the net with adapters, relative to the largest."""
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """Return a net without adapters: the base of a net with adapters, which are merged into it."""
-    return merge(net.net) if isinstance(net, LoRA) else net
+    """Return the net that a file has: adapters merged into their base, and of twins the one that clients share."""
+    if isinstance(net, LoRA):
+        return merge(net.net)
+    return net.shared if isinstance(net, Twin) else net
 
 
 def filled(module: FederatedModule, level: str, submodel: nn.Module) -> nn.Module:
@@ -32,7 +35,7 @@ def filled(module: FederatedModule, level: str, submodel: nn.Module) -> nn.Modul
 
 
 def merged(module: FederatedModule, level: str, submodel: nn.Module) -> tuple[nn.Module, Constructor]:
-    """Return a new net on the CPU with the values of a sub-model and no adapters, and its constructor call."""
+    """Return a new net on the CPU with the values of a sub-model, and its constructor call."""
     net, constructor = construct(lambda: plain(module.levels.build(level)))
     net.to(next(submodel.parameters()).dtype)
     fill(net, copied(plain(filled(module, level, submodel))))

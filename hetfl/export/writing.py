@@ -33,6 +33,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
     The file is read like in :func:`hetfl.load`, and its outputs on test samples are compared with those of the
     framework: they must have the same bits for safetensors, and differ by at most 1e-5 for onnx. Then the file gets its
     name, and the card is written. Adapters (:class:`hetfl.lora.LoRA`) are merged: the file has the plain base.
+    Of Ditto's two nets the file has the global one.
 
     Args:
         module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a score needs a test.

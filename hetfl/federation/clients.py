@@ -126,14 +126,28 @@ class Clients(Piece):
     Attributes:
         known: whether a refused update is a sign of diverged training, and not of a hostile sender.
         states_wait: whether a reply has what its client keeps, so that this can wait until the update arrives.
+        arrives: whether clients work elsewhere, in real time: then :meth:`post` and :meth:`arrived` are there.
     """
 
     known: ClassVar[bool] = True
     states_wait: ClassVar[bool] = False
+    arrives: ClassVar[bool] = False
 
     @abstractmethod
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:
         """Have clients train, and yield their replies in the order of the tasks."""
+
+    def post(self, tasks: Sequence[Task]) -> None:
+        """Have clients begin to train, without waiting for them."""
+        raise NotImplementedError
+
+    def arrived(self, tasks: Sequence[Task]) -> Iterator[Reply]:
+        """Wait shortly for clients that were asked by :meth:`post`, and yield the replies that have arrived.
+
+        Args:
+            tasks: those without a reply; a client that cannot answer any more is lost.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:

@@ -12,7 +12,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.local import Executor, LocalProblem
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.resident import ResidentNet
 from hetfl.parts import NOBODY
 from hetfl.types import Task

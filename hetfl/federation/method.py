@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
+from hetfl.arguments import keep_arguments
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.hosting import Hosting
@@ -61,6 +62,7 @@ class Method(LightningModule, LocalMethod):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        keep_arguments(cls)
         for name, successor in SUCCESSORS.items():
             if name in vars(cls):
                 raise TypeError(f"Expected {successor} in place of {name} but got the latter in {cls.__name__}")

@@ -39,7 +39,7 @@ from hetfl.hooks import Hook, Hooks
 from hetfl.levels.budgets import Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import level_costs, save_levels
-from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequential
+from hetfl.local import DefaultExecutor, Executor, LocalProblem, LocalTraining, Personal
 from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
@@ -71,7 +71,7 @@ class FederatedModule(Method):
         uplink: compressor and error feedback for the deltas that clients send; default: no compression.
         aggregator: combines the updates; None: the default aggregator of the method.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
-        executor: runs the clients; default: one after the other.
+        executor: runs the clients; default: worker processes on a CPU (:class:`hetfl.local.DefaultExecutor`).
         clustering: chooses the global model of each client; default: one model for all clients.
         fleet: speeds, reachability and failures of the clients' devices; default: equal devices, always reachable.
         deadline: simulated seconds after the start of training; later updates are dropped; None: no deadline.
@@ -126,10 +126,10 @@ class FederatedModule(Method):
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
         self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
         self.hooks, self.measures = Hooks(self.penalty, hooks or ()), Measures(measures or ())
-        self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
-        self._objective, self.objective = objective, objective or self.objective
+        self.aggregator, self.server_optimizer = Aggregators(aggregator or self.default_aggregator()), server_optimizer
+        self._objective, self.objective, self.seed = objective, objective or self.objective, seed
         self.personal, self.schedule = Personal.given(personal), schedule or Synchronous()
-        self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
+        self.executor, self.check_nesting = executor or DefaultExecutor(), check_nesting
         self._compose(self.schedule.ledger(self.fleet, deadline), downlink, base, statistics_clients)
 
     def _compose(self, ledger: Ledger, downlink: Downlink | None, base: Base, statistics_clients: int | None) -> None:
@@ -209,6 +209,7 @@ class FederatedModule(Method):
             piece.begin()
         for folder in writing.run_folders(self.loggers):
             writing.go_on(folder, self.models.version, self.levels, self.objective.headline)
+            writing.note_start(folder, self.data, self.objective, self.device)
             sizes, down = self.task_parts.upload_sizes(self.data), self.forecast.down_bytes()
             save_levels(folder, level_costs(self.levels, sizes, down))
 

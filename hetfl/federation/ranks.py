@@ -24,8 +24,9 @@ from hetfl.collective import Ranks
 from hetfl.compression import Message
 from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients, OwnClients
-from hetfl.local import Auto, Result
-from hetfl.local.executor import Bench, Job
+from hetfl.local import Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Job
 from hetfl.packing import pack, unpack
 from hetfl.piece import Piece
 from hetfl.schedule import Reply
@@ -165,16 +166,15 @@ def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) 
     """
     inner = clients.inner if isinstance(clients, RankClients) else clients
     if trainer.world_size == 1:
+        if isinstance(inner, OwnClients):
+            inner.executor.share(1)
         return inner
     if not isinstance(trainer.strategy, DDPStrategy) or not isinstance(inner, OwnClients):
         raise ConfigurationError(
             f"Expected strategy ddp, and clients in the trainer's processes, for {trainer.world_size} devices but got "
             f"{type(trainer.strategy).__name__} and {type(inner).__name__}"
         )
-    if isinstance(inner.executor, Auto):
-        raise ConfigurationError(
-            "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
-        )
+    inner.executor.share(trainer.world_size)
     # Every rank does the server's work and logs the same numbers. Only residual/norm differs, as only rank zero keeps
     # residuals; loggers write rank zero's value.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -54,7 +55,7 @@ class Round:
         hosting: Hosting,
     ) -> None:
         self.pieces, self.schedule, self.selection, self.local = pieces, schedule, selection, local
-        self.extras: dict[str, Range] = {}
+        self._extras: list[tuple[int, dict[str, Range]]] = []  # those that pieces declare, from a round on
         self.values: dict[str, Mapping[int, float]] = {}  # of the last round, by measure and client
         self.probing, self.clients, self.server, self.hosting = probing, clients, server, hosting
         self.seed, self.ledger, self.fleet = hosting.problem.seed, server.ledger, server.ledger.fleet
@@ -74,7 +75,8 @@ class Round:
         """
         for piece in self.pieces:
             piece.begin_round(round, lr)
-        self.extras = declared_extras(self.pieces)
+        if not self._extras or declared_extras(self.pieces) != self._extras[-1][1]:
+            self._extras.append((round, declared_extras(self.pieces)))
         current = RunningRound(self, round, lr, follow)
         self.schedule.run(current)
         current.end()
@@ -133,6 +135,10 @@ class Round:
             for k in models(client, round)
         ]
 
+    def extras(self, round: int) -> dict[str, Range]:
+        """Return by name the ranges of the extra numbers that clients which took the model in a round report."""
+        return next((extras for first, extras in reversed(self._extras) if first <= round), {})
+
     def _columns(self) -> dict[str, float]:
         columns: dict[str, float] = {}
         for piece in self.pieces:
@@ -155,11 +161,12 @@ class RunningRound:
 
     Attributes:
         reports: of the accepted updates.
+        elsewhere: whether clients work elsewhere, in real time.
     """
 
     def __init__(self, of: Round, round: int, lr: float, follow: Follower) -> None:
         self.of, self.round, self.lr, self.follow, self.ledger = of, round, lr, follow, of.ledger
-        self.server, self.reports = of.server, list[Report]()
+        self.server, self.reports, self.elsewhere = of.server, list[Report](), of.clients.arrives
         self.expected = self._done = 0
         self._open, self._peaks = False, dict[int, float]()
 
@@ -171,7 +178,30 @@ class RunningRound:
 
     def dispatch(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients take the model and train; first come the clients that are lost."""
-        asks, informed, sending = self.server.aggregators.first.asks_losses, list[Task](), list[Task]()
+        sending = list[Task]()
+        yield from self._lost_ones(tasks, sending)
+        for reply in self.of.clients.train(sending):
+            yield self._with(self._flight(reply.task), reply)
+        self._note_downloads(tasks)
+
+    def send(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+        """Have clients take the model and begin to train elsewhere; their flights have no end yet."""
+        sending = list[Task]()
+        yield from self._lost_ones(tasks, sending)
+        flights = [replace(self._flight(task), end=math.inf) for task in sending]
+        self.of.clients.post(sending)
+        yield from flights
+        self._note_downloads(tasks)
+
+    def arrived(self, flights: Sequence[Flight]) -> Iterator[Flight]:
+        """Wait shortly for clients that work elsewhere; yield those of their flights that have ended."""
+        flight_of = {flight.task.key: flight for flight in flights}
+        for reply in self.of.clients.arrived([flight.task for flight in flights]):
+            yield self._with(flight_of[reply.task.key], reply)
+
+    def _lost_ones(self, tasks: Sequence[Task], sending: list[Task]) -> Iterator[Flight]:
+        """Yield the flights of clients that are lost, and add the tasks of all others to ``sending``."""
+        asks, informed = self.server.aggregators.first.asks_losses, list[Task]()
         if asks:
             self.probe.ask(tasks)
         self._begin()
@@ -185,10 +215,12 @@ class RunningRound:
                 yield Flight(task, work)
             else:
                 sending.append(task)
-        for reply in self.of.clients.train(sending):
-            yield self._flight(self._checked(reply))
-        for task in informed:
-            self.server.downloads.note(task)
+
+    def _note_downloads(self, tasks: Sequence[Task]) -> None:
+        asks = self.server.aggregators.first.asks_losses
+        for task in tasks:
+            if not asks or self.probe.initial_loss(task) is not None:
+                self.server.downloads.note(task)
 
     def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update; return the completed report if it was accepted."""
@@ -221,13 +253,18 @@ class RunningRound:
             self.server.reset()
             self.server.hooks.regroup(self.of.clustering.assigned)
 
-    def _flight(self, reply: Reply) -> Flight:
-        task, down_bytes = reply.task, self.server.down_bytes(reply.task, self.probe)
-        work = Work(down_bytes, 0.0)
+    def _flight(self, task: Task) -> Flight:
+        """Return the flight of a task that has no answer yet."""
+        work = Work(self.server.down_bytes(task, self.probe), 0.0)
+        return Flight(task, work, None, self.of.selection.weight(task.client), self.probe.initial_loss(task))
+
+    def _with(self, flight: Flight, reply: Reply) -> Flight:
+        """Return a flight with its answer, and the work that the answer reports."""
+        reply, work = self._checked(reply), flight.work
         if reply.report is not None:
-            levels = self.of.hosting.models.levels
-            work = levels.work(task, down_bytes, reply.report.passes, len(reply.payload), training=True)
-        return Flight(task, work, reply, self.of.selection.weight(task.client), self.probe.initial_loss(task))
+            levels, report = self.of.hosting.models.levels, reply.report
+            work = levels.work(reply.task, int(work.down_bytes), report.passes, len(reply.payload), training=True)
+        return replace(flight, task=reply.task, work=work, reply=reply)
 
     def _checked(self, reply: Reply) -> Reply:
         """Return a reply, with a refusal if a number in the client's report is out of its range."""
@@ -235,7 +272,7 @@ class RunningRound:
         if reply.report is None:
             return reply
         samples, epochs = self.of.selection.sizes[task.client], task.epochs or local.epochs
-        report, wrong = within_ranges(reply.report, samples, epochs, self.of.extras)
+        report, wrong = within_ranges(reply.report, samples, epochs, self.of.extras(task.round))
         return replace(reply, report=report, refusal=reply.refusal or wrong)
 
     def _lost(self, task: Task) -> Work | None:

@@ -6,7 +6,6 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl import wire
 from hetfl.defence.ranges import losses_ranges, pass_ranges, residual_ranges, violation
-from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.job_names import named
-from hetfl.flower.letters import Failure
+from hetfl.flower.letters import Failure, Sent
 from hetfl.flower.limits import available_memory, needs
 from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
 from hetfl.flower.nodes import Nodes
+from hetfl.flower.orders import orders_of
 from hetfl.flower.patience import Patience
 from hetfl.flower.refusals import check_federation
 from hetfl.flower.settings import shared_settings
@@ -34,11 +33,10 @@ from hetfl.local import Result
 from hetfl.local.executor import Job
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
-from hetfl.part import Part
 from hetfl.printable import printable
 from hetfl.schedule import Reply
-from hetfl.types import SHARED, Report, Task
-from hetfl.updates import DenseUpdate, Update
+from hetfl.types import Report, Task
+from hetfl.updates import Update
 
 
 class FlowerClients(Clients):
@@ -55,6 +53,7 @@ class FlowerClients(Clients):
     """
 
     known = False
+    arrives = True
 
     def __init__(self, module: FederatedModule, nodes: Nodes, patience: Patience | None = None) -> None:
         self._module, self._nodes, self._patience = module, nodes, patience or Patience()
@@ -62,6 +61,7 @@ class FlowerClients(Clients):
         self._federation = secrets.token_hex(16)
         self._answers: dict[tuple[int, int], ClientAnswer] = {}
         self._asked: dict[int, Participant] = {}  # the node that was asked last for a client, by client
+        self._waiting: dict[str, Sent] = {}  # requests of single clients whose answers are not awaited together
         self._channels: dict[str, list[int]] = {}
         self._gathered = self._needs_reported = False
 
@@ -74,13 +74,28 @@ class FlowerClients(Clients):
         check_federation(self._module)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        self._count_refused()
-        rounds = max(0, self._module.trainer.max_epochs or 0)
-        self._nodes.register.begin_round(self._module.models.version + 1, rounds)
-        self._report_needs(tasks)
+        self._begin_round(tasks)
         answers = self._ask("train", tasks)
         for number, task in enumerate(tasks):
             yield self._reply(task, answers[number])
+
+    def post(self, tasks: Sequence[Task]) -> None:  # noqa: D102
+        self._begin_round(tasks)
+        self._find_nodes()
+        for task, order in zip(tasks, orders_of(self._module, self._book, tasks), strict=True):
+            if (node := self._serving(task.client)) is not None:
+                self._asked[task.client] = self._nodes.participant(node)
+                self._waiting |= self._nodes.send({node: self._request("train", [order])}, self._patience.of("train"))
+
+    def arrived(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
+        answers = {letter.clients[0]: answer for letter, answer in self._nodes.collect(self._waiting)}
+        awaited = {client for letter in self._waiting.values() for client in letter.clients}
+        for task in tasks:
+            if task.client in answers:
+                answer = answers[task.client]
+                yield self._reply(task, answer if isinstance(answer, Failure) else answer.reports[0])
+            elif task.client not in awaited:
+                yield self._reply(task, Failure("no node that serves it is there, or the server began anew"))
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         name, samples = named(job)
@@ -151,6 +166,12 @@ class FlowerClients(Clients):
         """Return the node that is asked for a client; only its own node has its state."""
         return self._nodes.serving(client, self._book.present(client) != NOTHING)
 
+    def _begin_round(self, tasks: Sequence[Task]) -> None:
+        self._count_refused()
+        rounds = max(0, self._module.trainer.max_epochs or 0)
+        self._nodes.register.begin_round(self._module.models.version + 1, rounds)
+        self._report_needs(tasks)
+
     def _count_refused(self) -> None:
         """Count the answers of the round before that the server did not accept."""
         for answer in self._answers.values():
@@ -165,12 +186,9 @@ class FlowerClients(Clients):
             if (node := self._serving(task.client)) is not None:
                 of_node[node].append(number)
                 self._asked[task.client] = self._nodes.participant(node)
-        orders, compressor = self._orders(tasks), pack(self._module.uplink.compressor.state_dict())
+        orders = orders_of(self._module, self._book, tasks)
         requests = {
-            node: Request(
-                job, secrets.token_hex(16), self._federation, samples, compressor, orders=[orders[n] for n in numbers]
-            )
-            for node, numbers in of_node.items()
+            node: self._request(job, [orders[n] for n in numbers], samples) for node, numbers in of_node.items()
         }
         wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
         answers: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
@@ -178,6 +196,10 @@ class FlowerClients(Clients):
             for position, number in enumerate(of_node[node]):
                 answers[number] = answer if isinstance(answer, Failure) else answer.reports[position]
         return answers
+
+    def _request(self, job: JobName, orders: list[Order], samples: int | None = None) -> Request:
+        compressor = pack(self._module.uplink.compressor.state_dict())
+        return Request(job, secrets.token_hex(16), self._federation, samples, compressor, orders=orders)
 
     def _reply(self, task: Task, answer: ClientAnswer | Failure) -> Reply:
         """Return the reply for an answer to training."""
@@ -244,40 +266,3 @@ class FlowerClients(Clients):
             layers = static_layers(self._module.levels.build(level))
             self._channels[level] = [layer.weight.numel() for layer in layers.values()]
         return self._channels[level]
-
-    def _orders(self, tasks: Sequence[Task]) -> list[Order]:
-        """Return the orders; a sub-model that several clients get is encoded once."""
-        models: dict[tuple[int, bytes], bytes] = {}
-        orders = []
-        for task in tasks:
-            part = self._encoded(task.part, task.level)
-            order = Order(task, b"", part, self._book.present(task.client), self._book.keep(task.client))
-            if self._module.downlink.codes:
-                orders.append(self._with_codes(order))
-                continue
-            if (key := (task.model, task.part.key)) not in models:
-                tensors = self._module.models.tensors[task.model]
-                sent = self._module.models.unfrozen(task.part) if self._module.downloads.preinstalled else task.part
-                with torch.no_grad():
-                    values_D = gather_flat(tensors, sent)
-                models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
-            orders.append(replace(order, model=models[key]))
-        return orders
-
-    def _with_codes(self, order: Order) -> Order:
-        """Return an order with the coded values of its part, or of the larger part that they are in."""
-        task, broadcast, source_level = order.task, self._module.downlink, ""
-        if task.source:
-            blocks, layout = self._module.levels.indices, task.source.layout
-            source_level = next(level for level, block in blocks.items() if block.layout == layout)
-        messages = broadcast.sent(task, task.source or task.part).messages
-        return replace(
-            order,
-            model=messages.get(task.model, b""),
-            shared=messages.get(SHARED, b""),
-            source=self._encoded(task.source, source_level) if source_level else b"",
-            source_level=source_level,
-        )
-
-    def _encoded(self, part: Part, level: str) -> bytes:
-        return wire.encode_part(part, self._module.levels.indices[level], self._module.levels.whole)

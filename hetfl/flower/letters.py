@@ -8,7 +8,8 @@ from typing import Protocol
 
 from flwr.app import RecordDict
 
-from hetfl.flower.messages import Request
+from hetfl.flower.messages import Answer, Request, read_answer
+from hetfl.flower.records import MalformedMessage
 from hetfl.printable import printable
 
 
@@ -51,11 +52,13 @@ class Sent:
         node: its receiver.
         request: the request.
         since: when it was sent, monotonic seconds.
+        until: when the server stops waiting for its answer, monotonic seconds.
     """
 
     node: int
     request: Request
     since: float
+    until: float
 
     @property
     def clients(self) -> list[int]:
@@ -82,3 +85,19 @@ class Post(Protocol):
     def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
         """Return the new answers to messages, by the id of the message."""
         ...
+
+
+def read_reply(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:
+    """Return the answer in a node's records, or why it is unusable.
+
+    Args:
+        reply: what the transport delivered.
+        nonce: of the request.
+        asked: the clients of the request.
+    """
+    if isinstance(reply, Failure):
+        return reply
+    try:
+        return read_answer(reply, nonce, list(asked))
+    except MalformedMessage as error:
+        return Failure(str(error), refused=True)

@@ -23,7 +23,7 @@ from hetfl.flower.settings import disagreement, shared_settings
 from hetfl.flower.standing import ranges
 from hetfl.flower.states import ClientState, ClientStates, StateLost
 from hetfl.flower.surroundings import surroundings
-from hetfl.local.executor import Bench
+from hetfl.local.bench import Bench
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack

@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from flwr.app import RecordDict
-
 from hetfl.errors import ConfigurationError
-from hetfl.flower.letters import Failure, Letter, Post, Sent
-from hetfl.flower.messages import Answer, Request, read_answer, request_records
+from hetfl.flower.letters import Failure, Letter, Post, Sent, read_reply
+from hetfl.flower.messages import Answer, Request, request_records
 from hetfl.flower.metered import most_bytes
 from hetfl.flower.patience import Patience
-from hetfl.flower.records import MalformedMessage
 from hetfl.flower.register import Register
 from hetfl.flower.state_owners import Participant, StateOwners
 from hetfl.printable import printable
@@ -171,7 +168,7 @@ class Nodes:
         for id, reply in self._post.collect(list(of_id)).items() if of_id else ():
             node = of_id[id]
             _, nonce = self._greeted.pop(node)
-            answer = _read(reply, nonce, ())
+            answer = read_reply(reply, nonce, ())
             trouble = answer.reason if isinstance(answer, Failure) else answer.trouble
             clients: frozenset[int] = frozenset() if isinstance(answer, Failure) else frozenset(answer.clients)
             if unknown := sorted(clients - self._clients):
@@ -217,6 +214,40 @@ class Nodes:
             self.register.compared(participant, f"node {self._first.name}", self._first.surroundings)
         self._first = self._first or participant
 
+    def send(self, requests: Mapping[int, Request], deadline: float) -> dict[str, Sent]:
+        """Send requests to nodes; return those that Flower took, by id of the message.
+
+        Args:
+            requests: by node.
+            deadline: seconds until which an answer counts.
+        """
+        letters = {
+            node: Letter(request_records(request), most_bytes(orders=len(request.orders), entries=self._entries))
+            for node, request in requests.items()
+        }
+        now = self._clock()
+        sent = self._post.send(letters, deadline) if letters else {}
+        return {id: Sent(node, requests[node], now, now + deadline) for node, id in sent.items()}
+
+    def collect(self, waiting: dict[str, Sent]) -> list[tuple[Sent, Answer | Failure]]:
+        """Return the answers that have arrived, and failures of nodes whose deadline is over; wait shortly for one.
+
+        Args:
+            waiting: requests by id; those that are returned are removed.
+        """
+        answers: list[tuple[Sent, Answer | Failure]] = []
+        for id, reply in (self._post.collect(list(waiting)) if waiting else {}).items():
+            letter = waiting.pop(id)
+            answers.append((letter, read_reply(reply, letter.request.nonce, letter.clients)))
+            self._note(*answers[-1])
+        for id in [id for id, letter in waiting.items() if self._clock() >= letter.until]:
+            answers.append(
+                self._late(id, letter := waiting.pop(id), f"no answer within {letter.until - letter.since:g} s")
+            )
+        if not answers:
+            self._sleep(POLL_SECONDS)
+        return answers
+
     def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
         """Send requests to nodes, and wait until enough clients have answered, or until the deadline.
 
@@ -228,30 +259,22 @@ class Nodes:
         Returns:
             By node, its answer, or a failure.
         """
-        until = self._clock() + deadline
-        letters = {
-            node: Letter(request_records(request), most_bytes(orders=len(request.orders), entries=self._entries))
-            for node, request in requests.items()
-        }
-        sent = self._post.send(letters, deadline) if letters else {}
-        waiting = {id: Sent(node, requests[node], self._clock()) for node, id in sent.items()}
-        answers: dict[int, Answer | Failure] = {}
+        waiting = self.send(requests, deadline)
+        answers: dict[int, Answer | Failure] = dict.fromkeys(requests, Failure(NOT_TAKEN))
         answered = 0
-        while waiting and answered < wanted and self._clock() < until:
-            replies = self._post.collect(list(waiting))
-            for id, reply in replies.items():
-                letter = waiting.pop(id)
-                answer = answers[letter.node] = _read(reply, letter.request.nonce, letter.clients)
-                self._note(letter, answer)
-                answered += len(letter.clients)
-            if not replies:
-                self._sleep(POLL_SECONDS)
-        why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
+        while waiting and answered < wanted:
+            for letter, answer in self.collect(waiting):
+                answers[letter.node] = answer
+                answered += 0 if isinstance(answer, Failure) and answer.late else len(letter.clients)
         for id, letter in waiting.items():
-            self._overdue[letter.node] = id
-            self.register.late(self.participant(letter.node), letter.round, letter.clients, why)
-        missing = {node: Failure(why, late=True) if node in sent else Failure(NOT_TAKEN) for node in requests}
-        return {node: answers.get(node, missing[node]) for node in requests}
+            answers[letter.node] = self._late(id, letter, "enough others had answered")[1]
+        return answers
+
+    def _late(self, id: str, letter: Sent, why: str) -> tuple[Sent, Failure]:
+        """Register that a node has not answered in time; it gets no requests until it has."""
+        self._overdue[letter.node] = id
+        self.register.late(self.participant(letter.node), letter.round, letter.clients, why)
+        return letter, Failure(why, late=True)
 
     def _note(self, letter: Sent, answer: Answer | Failure) -> None:
         """Register an answer."""
@@ -261,12 +284,3 @@ class Nodes:
         elif request.job == "train":
             up, seconds = sum(len(report.payload) for report in answer.reports), self._clock() - letter.since
             self.register.served(participant, letter.round, len(letter.clients), seconds, up, request.size)
-
-
-def _read(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:
-    if isinstance(reply, Failure):
-        return reply
-    try:
-        return read_answer(reply, nonce, list(asked))
-    except MalformedMessage as error:
-        return Failure(str(error), refused=True)

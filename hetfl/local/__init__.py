@@ -1,7 +1,9 @@
 """Local training: a client's work, and the executors that run it."""
 
 from hetfl.local.auto import Auto
-from hetfl.local.executor import Executor, InProcess, LocalProblem, Result
+from hetfl.local.bench import LocalProblem
+from hetfl.local.default import DefaultExecutor
+from hetfl.local.executor import Executor, InProcess, Result
 from hetfl.local.feddyn import FedDyn
 from hetfl.local.importance import ImportanceGradient
 from hetfl.local.penalty import NoPenalty, Penalty, Proximal
@@ -18,6 +20,7 @@ __all__ = [
     "L1",
     "PGD",
     "Auto",
+    "DefaultExecutor",
     "ElasticNet",
     "Executor",
     "FedDyn",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hetfl.local.executor import Bench, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Result
 from hetfl.local.jobs import plain_batches, report_of
 from hetfl.submodel import state_of
 from hetfl.types import Task

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hetfl.data import Samples
-from hetfl.local.executor import Bench, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hetfl.data import Samples
-from hetfl.local.executor import Bench, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Result
 from hetfl.local.jobs import plain_batches, report_of
 from hetfl.question import ClientView, Question
 from hetfl.seeding import generator

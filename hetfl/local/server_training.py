@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetfl.data import ClientData, Samples, Transform
 from hetfl.data.resident import ServerSamples
-from hetfl.local.executor import Bench, LocalProblem
+from hetfl.local.bench import Bench, LocalProblem
 from hetfl.local.jobs import train
 from hetfl.types import Task
 

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, InProcess, Job, Recall, Result, recalled
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
 from hetfl.types import NOTHING, Task
@@ -158,10 +160,25 @@ class Workers(Executor):
                 number, slot = worker.given.popleft()
                 worker.free.append(slot)
                 if isinstance(answer, str):
-                    group = state.group_text(number)
-                    raise RuntimeError(f"Expected a result for {group} but its worker failed:\n{answer}")
+                    self._raise_here(state, number, answer)
                 state.take(number, answer, worker.slots[slot])
             self._give(state)
+
+    def _raise_here(self, state: _Run, number: int, trace: str) -> NoReturn:
+        """Repeat a group that failed in a worker, so that its error has the frames of this process.
+
+        Raises:
+            Exception: that of the group.
+            RuntimeError: the group succeeds here.
+        """
+        tasks = [recalled(state.tasks[i], state.recall) for i in state.groups[number]]
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
+                self.inner.work(state.job, tasks)
+        except Exception as error:
+            error.add_note(f"in the work of {state.group_text(number)}")
+            raise
+        raise RuntimeError(f"Expected a result for {state.group_text(number)} but its worker failed:\n{trace}")
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
         """Return a new worker in place of a dead one, and put the dead worker's groups back into the queue.

@@ -28,7 +28,7 @@ def rescaled(densities: Mapping[str, float], sizes: Mapping[str, int], density: 
         sizes: number of entries :math:`n_l` by tensor.
         density: d of all tensors together, in (0, 1].
 
-    >>> rescaled({"a": 0.6, "b": 0.4}, {"a": 100, "b": 300}, 0.3)["a"]
+    >>> round(rescaled({"a": 0.6, "b": 0.4}, {"a": 100, "b": 300}, 0.3)["a"], 3)
     0.4
     >>> rescaled({"a": 0.9, "b": 0.1}, {"a": 10, "b": 10}, 0.75)
     {'a': 1.0, 'b': 0.5}

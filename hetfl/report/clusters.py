@@ -14,19 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hetfl.analysis import Run
-from hetfl.analysis.cluster_plots import (
-    assignments_height,
-    cluster_colours,
-    draw_assignments,
-    draw_tree,
-    tree_height,
-)
+from hetfl.analysis.cluster_plots import assignments_height, draw_assignments, draw_tree, tree_height
 from hetfl.analysis.clusters import ClusterSplit, assignments, has_splits, splits_of
-from hetfl.analysis.plots import FONT_POINTS, GREY
+from hetfl.analysis.theme import DASHES, MARKERS, SMALL, Style, cluster_colours, text_sizes
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
-from hetfl.report.figures import WIDTH, Axis, Panel, Style, draw_panels
+from hetfl.report.figures import WIDTH, drawing_of
 from hetfl.report.groups import Group, seed_of
+from hetfl.report.panels import Axis, Drawing, Panel
 from hetfl.report.series import ROUNDS, Band, final_amount
 
 MOST = 6
@@ -124,7 +119,7 @@ def _all_or_ends(values: Sequence[float], write: Callable[[float], str]) -> str:
     return ", ".join(map(write, values)) or "–"
 
 
-def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
+def cluster_figures(groups: Sequence[Group]) -> dict[str, Drawing | None]:
     """Return figures of the first run with clusters of each group, by file name; at least one group has such a run."""
     runs = list({each.group: each for each in reversed(clustered(groups))}.values())[::-1]
     split = [each for each in runs if each.splits]
@@ -143,24 +138,30 @@ def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
     }
 
 
-def _scores(runs: Sequence[ClusteredRun]) -> Figure | None:
+def _scores(runs: Sequence[ClusteredRun]) -> Drawing | None:
     """Draw the validation headline of every cluster over rounds, a panel per run, in the colours of other figures."""
     numbers = sorted({cluster for each in runs for cluster in each.scores})
     if not numbers:
         return None
     colours = cluster_colours(max(each.count for each in runs))
-    styles = {f"cluster {cluster}": Style(to_hex(colours[cluster]), "solid", "o") for cluster in numbers}
+    styles = {
+        f"cluster {cluster}": Style(
+            to_hex(colours[cluster]), DASHES[cluster % len(DASHES)], MARKERS[cluster % len(MARKERS)]
+        )
+        for cluster in numbers
+    }
     panels = [
         Panel(each.title, {f"cluster {cluster}": band for cluster, band in each.scores.items()})
         for each in runs
         if each.scores
     ]
-    return draw_panels(panels, Axis(ROUNDS.axis, whole=True).of(runs[0].run.headline), styles)
+    axis = Axis(ROUNDS.axis, rounds=True).of(runs[0].run.headline, runs[0].run.chance)
+    return drawing_of(panels, axis, styles)
 
 
 def _stacked(
     runs: Sequence[ClusteredRun], heights: Sequence[float], draw: Callable[[Axes, ClusteredRun], None]
-) -> Figure | None:
+) -> Drawing | None:
     """Draw one axes per run, from top to bottom."""
     if not runs:
         return None
@@ -168,8 +169,8 @@ def _stacked(
     axes = figure.subplots(len(runs), 1, squeeze=False, height_ratios=list(heights))
     for ax, each in zip(axes[:, 0], runs, strict=True):
         draw(ax, each)
-        ax.set_title(each.title, loc="left", fontsize=FONT_POINTS - 0.5, pad=4, parse_math=False)
-        ax.tick_params(axis="x", labelsize=FONT_POINTS - 1, color=GREY)
-        ax.xaxis.label.set_fontsize(FONT_POINTS)
-        ax.yaxis.label.set_fontsize(FONT_POINTS)
-    return figure
+        ax.set_title(each.title, loc="left", fontsize=SMALL, pad=4, parse_math=False)
+        text_sizes(ax)
+    columns = list(runs[0].table.columns)
+    cells = [[each.group, seed_of(each.run), *map(str, row)] for each in runs for row in each.table.to_numpy().tolist()]
+    return Drawing(figure, [["group", "seed", *columns], *cells])

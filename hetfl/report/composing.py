@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 from hetfl.report.checks import differing_data, rounds_asked, rounds_done, unfinished
 from hetfl.report.clusters import cluster_table, clustered
-from hetfl.report.document import Block, Document, Picture, Points, Section, Text
+from hetfl.report.document import Block, Document, Picture, Points, Section, Text, Verdict
+from hetfl.report.experiment import facts, missing_runs
 from hetfl.report.matching import BY, TOLERANCE
 from hetfl.report.material import Material, left_out
 from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
@@ -22,6 +23,7 @@ from hetfl.report.tables import (
 )
 from hetfl.report.values import PICTURE as VALUES
 from hetfl.report.values import ValuedRun, left_out_table, value_table, valued
+from hetfl.report.verdict import ends_over, front_text, rule, verdict
 from hetfl.report.wording import caution, findings, look_for
 
 
@@ -33,26 +35,30 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
         pictures: names of the figures that exist.
     """
     names = ", ".join(group.name for group in material.groups)
+    headline = material.headline
     sections = [
-        Section("Runs", [*_warnings(material), group_table(material)]),
-        Section("Results", list(_results(material, pictures))),
+        Section("Result", list(_result(material, pictures))),
+        Section("Experiment", [facts(material.groups), group_table(material)]),
+        Section("In detail", list(_details(material))),
         *(_over(material, cost, pictures) for cost in COSTS),
         Section("At the same budget", list(_budgets(material))),
-        Section(f"To a target {material.headline.words}", [Text(_target_text(material)), target_table(material)]),
+        Section(f"To a target {headline.words}", [Text(_target_text(material)), target_table(material)]),
         Section("Clients", list(_clients(material, pictures))),
     ]
     if clustered(material.groups):
         sections.append(Section("Clusters", list(_clusters(material, pictures))))
     if runs := valued(material.groups):
         sections.append(Section("Values of clients", list(_values(material, runs, pictures))))
-    if f"{material.headline.name}_of_heads" in pictures:
+    if f"{headline.name}_of_heads" in pictures:
         sections.append(Section("Heads", list(_heads(material, pictures))))
     sections.append(Section("Settings", list(_settings(material))))
     return Document(f"Report: {names}", sections)
 
 
-def _warnings(material: Material) -> Iterator[Block]:
-    warnings = [
+def warnings_of(material: Material) -> list[str]:
+    """Return sentences on what is missing in a report, and on what cannot be compared."""
+    warnings = [*(material.missing or missing_runs(material.groups))]
+    warnings += [
         f"Not finished: {run.folder.name} of {name} has {rounds_done(run)} of {rounds_asked(run)} rounds."
         for name, run in unfinished(material.groups)
     ]
@@ -61,16 +67,27 @@ def _warnings(material: Material) -> Iterator[Block]:
         f"{material.headline.several} on them are not comparable."
         for key, first, one, second, other in differing_data(material.groups)
     ]
-    warnings += [
+    return warnings + [
         f"No config.yaml in the runs of {group.name}: their data, seeds and settings could not be checked."
         for group in material.groups
         if not group.settings
     ]
-    if warnings:
-        yield Points(warnings)
 
 
-def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+def _result(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+    several = len(material.groups) > 1
+    key, picture = f"{material.headline.name}_over_size", None
+    if key in pictures:
+        looking = look_for("size", material.headline) if several else ""
+        caption = f"{material.headline.heading} {material.when} over the size of the level. {looking}".strip()
+        picture = Picture(key, caption, " ".join(verdict(material)))
+    notes = [rule(), *filter(None, [caution(material)])] if several else []
+    yield Verdict(verdict(material), notes, warnings_of(material), picture)
+    if material.matched_by is not None:
+        yield equal_cost_table(material)
+
+
+def _details(material: Material) -> Iterator[Block]:
     counts = [len(group.runs) for group in material.groups]
     yield Text(spread_text(counts))
     yield from (Text(sentence) for sentence in _compared_after(material))
@@ -78,18 +95,11 @@ def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
         yield Text("The largest level is the global model.")
     if len(material.groups) > 1:
         yield Points(findings(material))
-        if (warning := caution(material)) is not None:
-            yield Text(warning)
     if material.matched_by is None:
         yield Text("Not every group has a levels.csv, so sizes are unknown, and levels are matched by their names.")
-    else:
+    elif len(material.groups) > 1:
         cost = BY[material.matched_by]
-        if len(material.groups) > 1:
-            yield Text(f"Levels of one row have {cost} that differ by at most {100 * TOLERANCE - 100:.0f} %.")
-        yield equal_cost_table(material)
-    headline = material.headline
-    caption = f"{headline.heading} {material.when} over the size of the level."
-    yield from _picture(material, f"{headline.name}_over_size", pictures, "size", caption)
+        yield Text(f"Levels that are compared have {cost} that differ by at most {100 * TOLERANCE - 100:.0f} %.")
     yield final_table(material)
 
 
@@ -111,10 +121,12 @@ def _compared_after(material: Material) -> Iterator[str]:
         yield f"{untested}, so {scores} are those of validation {material.when}, the last that all runs validated."
 
 
-def _picture(material: Material, key: str, pictures: Collection[str], looking: str, caption: str) -> Iterator[Block]:
+def _picture(
+    material: Material, key: str, pictures: Collection[str], looking: str, caption: str, result: str = ""
+) -> Iterator[Block]:
     if key in pictures:
         yield Text(look_for(looking, material.headline))
-        yield Picture(key, caption)
+        yield Picture(key, caption, result)
 
 
 def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
@@ -122,9 +134,14 @@ def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
     blocks: list[Block] = [] if missing is None else [Text(missing)]
     headline = material.headline
     key = f"{headline.name}_over_{cost.key}"
-    spread = "line: mean over seeds, up to the shortest run; band: spread over seeds"
+    spread = "thick line: mean over seeds, as far as all of them go; thin lines: seeds, to their own ends"
     caption = f"Validation {headline.words} over {cost.name}; {spread}."
-    blocks += _picture(material, key, pictures, cost.key, caption)
+    blocks += _picture(material, key, pictures, cost.key, caption, ends_over(material, cost))
+    if cost is BYTES:
+        caption = f"{headline.heading} of the global model {material.when} over all bytes that a run uploaded."
+        blocks += _picture(material, f"{headline.name}_at_bytes", pictures, "at_bytes", caption, front_text(material))
+        caption = "Share of the entries of clients' parts that were sent in each round."
+        blocks += _picture(material, "density_over_rounds", pictures, "density", caption)
     return Section(f"{headline.heading} over {cost.name}", blocks)
 
 

@@ -1,13 +1,8 @@
-"""The figures of a report: a panel per level, a line per group; a group has the same colour and dashes everywhere.
-
-The colours are those of Okabe and Ito, which are distinguishable without colour vision; dashes work without colours.
-"""
+"""The figures of a report: a panel per level, a line per group; a group has the same colour and dashes everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -16,21 +11,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Transform, offset_copy
-from numpy.typing import NDArray
 
-from hetfl.analysis.figures import plain
-from hetfl.analysis.plots import FONT_POINTS, GREY, LEADER, log_ticks, plain_number, spread
-from hetfl.report.series import Band
+from hetfl.analysis.plots import spread
+from hetfl.analysis.theme import (
+    COLOURS,
+    FONT_POINTS,
+    GREY,
+    LEADER,
+    SMALL,
+    RoundTicks,
+    Style,
+    draw_chance,
+    log_name,
+    log_ticks,
+    plain,
+    plain_number,
+)
+from hetfl.report.panels import Axis, Drawing, Panel, numbers_of, thinned
 from hetfl.runs.headline import Headline
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v")
-
 WIDTH = 7.0
-PANEL_HEIGHT, ALONE = 1.45, 2.1
+PANEL_HEIGHT = 1.45
 LEFT, BOTTOM, GAP = 0.62, 0.48, 0.18
-"""Sizes in inches, like those above. ``ALONE`` is the height of panels in a single row; ``LEFT`` and ``BOTTOM`` are the
+"""Sizes in inches, like those above. ``LEFT`` and ``BOTTOM`` are the
 margins for numbers and names of axes; ``GAP`` is the distance between panels."""
 TITLE = 0.26
 LETTER = 0.078
@@ -40,64 +43,16 @@ LOG_FROM = 4.0
 """Smallest ratio of the ends of groups for a logarithmic axis; on a linear axis short lines would be at the left."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """The style of a group in all figures."""
-
-    colour: str
-    dashes: Any
-    marker: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One set of axes: its title, and a line per group."""
-
-    title: str
-    bands: Mapping[str, Band]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Names, units and style of the two axes.
-
-    Attributes:
-        x: name of the horizontal axis.
-        y: name of the vertical axis.
-        scale: amount of one unit of the horizontal axis.
-        whole: whether the horizontal axis has only whole numbers.
-        log: whether the horizontal axis is logarithmic; None: if the ends of groups differ by :data:`LOG_FROM`.
-        steps: whether lines are step functions.
-        points: whether points are marked, with bars instead of a band for the spread.
-        shares: whether values of the vertical axis are shares, which are shown as percentages.
-    """
-
-    x: str
-    y: str = "Accuracy (%)"
-    scale: float = 1.0
-    whole: bool = False
-    log: bool | None = None
-    steps: bool = False
-    points: bool = False
-    shares: bool = True
-
-    def of(self, headline: Headline) -> Axis:
-        """Return the same axes with a headline on the vertical axis."""
-        return replace(self, y=headline.in_unit(headline.heading), shares=headline.percent)
-
-    def shown(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values in the unit of the vertical axis."""
-        return 100 * values if self.shares else values
-
-
-def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """Return the style of each group; up to 35 groups have different styles."""
-    looks = zip(names, cycle(OKABE_ITO), cycle(DASHES), cycle(MARKERS), strict=False)
-    return {name: Style(colour, dashes, marker) for name, colour, dashes, marker in looks}
+def drawing_of(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Drawing:
+    """Return the drawing of panels with all of their numbers; see :func:`draw_panels`."""
+    few = thinned(panels)
+    return Drawing(draw_panels(few, axis, styles), numbers_of(panels, axis), numbers_of(few, axis))
 
 
 def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Figure:
-    """Draw panels side by side with common axes, the mean of each group with its spread.
+    """Draw panels side by side with common axes: the mean of each group, as far as all seeds go, and every seed.
+
+    A thin line is a seed, to its own end. Points have bars for the spread instead.
 
     The names of groups are at the ends of their lines in the last panel of the first row if all lines end at the right
     and have different colours; otherwise the names are in a legend above the panels.
@@ -109,15 +64,16 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
-    tall = PANEL_HEIGHT if rows > 1 else ALONE
+    tall = PANEL_HEIGHT if rows > 1 else axis.height
     drawn = [name for name in styles if any(name in panel.bands for panel in panels)]
+    beside = names_in_a_row(drawn)
     log = _is_log(panels) if axis.log is None else axis.log
     last = panels[columns - 1]
     # Step functions all end in the same corner, and more groups than colours share a colour: then names need a legend.
-    distinct = not axis.steps and len(drawn) <= len(OKABE_ITO)
+    distinct = not axis.steps and len(drawn) <= len(COLOURS)
     direct = distinct and set(last.bands) == set(drawn) and _end_at_right(panels, last, log)
     right = 0.3 + LETTER * max(len(_short(name)) for name in drawn) if direct else 0.12
-    top = TITLE if direct else TITLE + 0.24 * -(-len(drawn) // 3)
+    top = TITLE if direct else TITLE + 0.2 * -(-len(drawn) // beside)
     height = BOTTOM + top + rows * tall + (rows - 1) * (GAP + TITLE)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -139,53 +95,78 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     if direct:
         _name_ends(axes.flat[columns - 1], last, axis, styles)
     else:
-        _name_above(figure, drawn, styles, points=axis.points)
+        _name_above(figure, drawn, styles, beside, marked=not axis.steps)
     return figure
 
 
+def mark_of(group: int, seed: int | None = None) -> str:
+    """Return the mark of a line in an SVG file, by which the page of a report finds it: of a mean, or of a seed.
+
+    >>> mark_of(0), mark_of(1, 2)
+    ('mark g0 mean', 'mark g1 s2')
+    """
+    return f"mark g{group} {'mean' if seed is None else f's{seed}'}"
+
+
 def _draw(ax: Axes, panel: Panel, axis: Axis, styles: Mapping[str, Style]) -> None:
-    for name, style in styles.items():
+    for number, (name, style) in enumerate(styles.items()):
         if name not in panel.bands:
             continue
         band = panel.bands[name]
+        for seed, (x, y) in enumerate(band.seeds.values()):
+            look: dict[str, Any] = {"color": style.colour, "linewidth": 0.7, "alpha": 0.55, "marker": style.marker}
+            # The marker is at the end of the line only: a seed ends where its own budget ends.
+            look |= {"markersize": 2.5, "markevery": [len(x) - 1], "gid": mark_of(number, seed)}
+            ax.plot(x / axis.scale, axis.shown(y), **look)
         x, (mean, low, high) = band.x / axis.scale, map(axis.shown, (band.mean, band.low, band.high))
-        look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.5}
-        if axis.points:
-            if band.n > 1:
-                ax.vlines(x, low, high, color=style.colour, linewidth=1.2)
-            look |= {"marker": style.marker, "markersize": 4.5}
-        elif band.n > 1:
-            ax.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-        if len(x) == 1 and not axis.points:
-            look |= {"marker": style.marker, "markersize": 4.5}
-        ax.plot(x, mean, drawstyle="steps-post" if axis.steps else "default", **look)
-    ax.set_title(panel.title, loc="left", fontsize=FONT_POINTS - 0.5, pad=4, parse_math=False)
+        if axis.points and band.n > 1:
+            ax.vlines(x, low, high, color=style.colour, linewidth=1.2, gid=mark_of(number))
+        marks = 0 if axis.steps else len(x)
+        look = style.line(marks) | ({"markevery": 1} if axis.points else {})
+        ax.plot(x, mean, drawstyle="steps-post" if axis.steps else "default", gid=mark_of(number), **look)
+    ax.set_title(panel.title, loc="left", fontsize=SMALL, pad=4, parse_math=False)
     plain(ax)
-    ax.tick_params(labelsize=FONT_POINTS - 1, color=GREY)
+    ax.tick_params(labelsize=SMALL, color=GREY)
 
 
 def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None:
     figure, first = axes[0, 0].figure, axes[0, 0]
-    starts, ends = _limits(panels)
+    bands = [band for panel in panels for band in panel.bands.values()]
+    start, end = min(band.start for band in bands), max(band.end for band in bands)
     if log:
         first.set_xscale("log")
-        first.set_xlim(0.93 * min(starts) / axis.scale, 1.07 * max(ends) / axis.scale)
-        log_ticks(first.xaxis, min(starts), max(ends))
+        first.set_xlim(0.93 * start / axis.scale, 1.07 * end / axis.scale)
+        log_ticks(first.xaxis, start, end)
     else:
-        left, right = min(0.0, *starts), max(ends)
-        first.set_xlim(left / axis.scale, (right + 0.02 * (right - left)) / axis.scale)
-        first.xaxis.set_major_locator(MaxNLocator(integer=axis.whole, nbins=5))
+        left = min(1.0 if axis.rounds else 0.0, start)
+        first.set_xlim(left / axis.scale, (end + 0.02 * max(end - left, 1e-9)) / axis.scale)
+        first.xaxis.set_major_locator(RoundTicks(5) if axis.rounds else MaxNLocator(nbins=5))
         first.xaxis.set_major_formatter(FuncFormatter(plain_number))
-    low, high = first.get_ylim()
-    if axis.shares:
-        first.set_ylim(max(low, -2.0), min(high, 102.0))  # mean plus standard deviation may exceed 100 %
+    _set_height(axes, axis)
     rows, columns = axes.shape
     width, height = figure.get_size_inches()
     middle = (axes[0, 0].get_position().x0 + axes[0, columns - 1].get_position().x1) / 2
     text = {"fontsize": FONT_POINTS, "parse_math": False}
-    figure.text(middle, 0.06 / height, axis.x, ha="center", va="bottom", **text)
+    figure.text(middle, 0.06 / height, log_name(axis.x) if log else axis.x, ha="center", va="bottom", **text)
     upright = (axes[rows - 1, 0].get_position().y0 + axes[0, 0].get_position().y1) / 2
-    figure.text(0.04 / width, upright, axis.y, rotation=90, ha="left", va="center", **text)
+    name = log_name(axis.y) if axis.log_y else axis.y
+    figure.text(0.04 / width, upright, name, rotation=90, ha="left", va="center", **text)
+
+
+def _set_height(axes: Any, axis: Axis) -> None:
+    """Set the vertical axis that all panels share, and mark the score of guessing."""
+    first = axes[0, 0]
+    low, high = first.get_ylim()
+    if axis.log_y:
+        low, high = min(line.get_ydata().min() for ax in axes.flat for line in ax.lines if len(line.get_ydata())), high
+        first.set_yscale("log")
+        first.set_ylim(0.8 * low, 1.25 * high)
+        log_ticks(first.yaxis, 0.8 * low, 1.25 * high)
+    elif axis.shares:
+        first.set_ylim(max(low, -2.0), min(high, 102.0))  # mean plus standard deviation may exceed 100 %
+    for ax in axes.flat:
+        if ax.lines:
+            draw_chance(ax, axis.chance, Headline(percent=axis.shares))
 
 
 def _show_numbers(axes: Any, panels: int, columns: int) -> None:
@@ -196,7 +177,7 @@ def _show_numbers(axes: Any, panels: int, columns: int) -> None:
 
 def _limits(panels: Sequence[Panel]) -> tuple[list[float], list[float]]:
     bands = [band for panel in panels for band in panel.bands.values()]
-    return [float(band.x[0]) for band in bands], [float(band.x[-1]) for band in bands]
+    return [band.start for band in bands], [band.end for band in bands]
 
 
 def _is_log(panels: Sequence[Panel]) -> bool:
@@ -208,7 +189,7 @@ def _end_at_right(panels: Sequence[Panel], last: Panel, log: bool) -> bool:
     starts, ends = _limits(panels)
     shown = np.log if log else np.asarray
     low, high = (float(shown(value)) for value in (min(starts) if log else 0.0, max(ends)))
-    return all(high - float(shown(band.x[-1])) <= 0.04 * (high - low) for band in last.bands.values())
+    return all(len(band.x) and high - float(shown(band.x[-1])) <= 0.04 * (high - low) for band in last.bands.values())
 
 
 def _short(name: str) -> str:
@@ -252,25 +233,22 @@ def figure_of(ax: Axes) -> Figure:
     return figure
 
 
-def _name_above(figure: Figure, names: Sequence[str], styles: Mapping[str, Style], points: bool) -> None:
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=styles[name].colour,
-            linestyle=styles[name].dashes,
-            linewidth=1.5,
-            marker=styles[name].marker if points else "",
-            markersize=4.5,
-        )
-        for name in names
-    ]
+def names_in_a_row(names: Sequence[str]) -> int:
+    """Return how many names of a legend fit beside each other, from 1 to 4."""
+    longest = max(len(_short(name)) for name in names)
+    return int(np.clip((WIDTH - LEFT) / (0.6 + LETTER * longest), 1, 4))
+
+
+def _name_above(
+    figure: Figure, names: Sequence[str], styles: Mapping[str, Style], columns: int, *, marked: bool
+) -> None:
+    handles = [Line2D([], [], **styles[name].line(1 if marked else 0)) for name in names]
     # matplotlib leaves names with a leading underscore out of a legend; a leading space avoids this.
     legend = figure.legend(
         handles,
         [f" {_short(name)}" for name in names],
         loc="upper left",
-        ncols=3,
+        ncols=columns,
         frameon=False,
         fontsize=FONT_POINTS,
         handlelength=2.6,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 
 import numpy as np
@@ -14,6 +15,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
+from hetfl.report.rounding import RoundedHeadline, rounded
 from hetfl.report.series import (
     GLOBAL,
     Cost,
@@ -47,6 +49,7 @@ class Material:
         target: the validation headline for which costs are reported.
         part_of_best: the target divided by the best score of the group whose best score is worst; None: the user gave
             the target.
+        missing: sentences on runs that were planned and are not in the report.
     """
 
     groups: Sequence[Group]
@@ -57,11 +60,18 @@ class Material:
     own_global: bool
     target: float
     part_of_best: float | None
+    missing: Sequence[str] = ()
+
+    @cached_property
+    def headline(self) -> RoundedHeadline:
+        """The score by which models are compared, with the decimals that the number of samples supports."""
+        return rounded(self.groups[0].headline, [run for group in self.groups for run in group.runs])
 
     @property
-    def headline(self) -> Headline:
-        """The score by which models are compared."""
-        return self.groups[0].headline
+    def chance(self) -> float | None:
+        """The score of guessing; None if it is unknown or not the same for all runs."""
+        known = {run.chance for group in self.groups for run in group.runs}
+        return known.pop() if len(known) == 1 else None
 
     @property
     def parts(self) -> list[str]:
@@ -107,12 +117,13 @@ class Material:
         return spread_of([self.value(run, column_of(run, part, self.stage)) for run in group.runs])
 
 
-def make_material(groups: Sequence[Group], target: float | None) -> Material:
+def make_material(groups: Sequence[Group], target: float | None, missing: Sequence[str] = ()) -> Material:
     """Return the groups with the decisions about their comparison.
 
     Args:
         groups: at least one group.
         target: a score in the unit of ``metrics.csv``; None: :func:`usual_target`.
+        missing: sentences on runs that were planned and are not among the groups.
 
     Raises:
         ConfigurationError: ``target`` is not a possible score.
@@ -134,6 +145,7 @@ def make_material(groups: Sequence[Group], target: float | None) -> Material:
         own_global=any(_global_is_no_level(group) for group in groups),
         target=target,
         part_of_best=part,
+        missing=missing,
     )
 
 

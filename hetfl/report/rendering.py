@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hetfl.printable import printable
 from hetfl.report.document import Document
+from hetfl.report.embedding import DARK, PAGE_COLOURS, Embedded
+from hetfl.report.groups import Group
+from hetfl.report.series import seeds_of
 
 LONGEST = 10_000
 """Maximum number of characters of a text in Markdown."""
@@ -22,15 +27,27 @@ UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTP]?(?:FLOP|B)|s|parameters|param\.)(?!\
 """The space between a number and its unit, at which a line may not be broken."""
 
 
-def to_html(document: Document, pictures: Mapping[str, bytes]) -> str:
-    """Return a document as HTML.
+def to_html(document: Document, drawings: Mapping[str, Embedded], groups: Sequence[Group], folder: str) -> str:
+    """Return a document as HTML, which loads nothing: its one script is in it, and no other script may run.
 
     Args:
         document: the document.
-        pictures: the contents of the SVG file of each figure, by key.
+        drawings: the figures by key.
+        groups: the groups, in the order of their colours.
+        folder: the folder of the figures' numbers in links.
     """
-    encoded = {key: b64encode(picture).decode("ascii") for key, picture in pictures.items()}
-    return _environment(autoescape=True).get_template("report.html").render(document=document, pictures=encoded)
+    environment, plain = _environment(autoescape=True), _environment()
+    colours = {"colours": PAGE_COLOURS, "dark": DARK}
+    style, script = (plain.get_template(f"report.{kind}").render(colours) for kind in ("css", "js"))
+    return environment.get_template("report.html").render(
+        document=document,
+        drawings=drawings,
+        groups=json.dumps([{"name": group.name, "seeds": seeds_of(group)} for group in groups], ensure_ascii=False),
+        folder=folder,
+        style=style,
+        script=script,
+        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
+    )
 
 
 def to_markdown(document: Document, folder: str) -> str:
@@ -65,6 +82,7 @@ def _environment(**settings: Any) -> Environment:
         **settings,
     )
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["slug"] = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
     environment.filters["unbroken"] = lambda text: UNIT.sub("\N{NO-BREAK SPACE}", text)
     environment.filters["breakable"] = lambda escaped: DOT.sub(".<wbr>", escaped)
     return environment

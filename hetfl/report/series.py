@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity, format_seconds
-from hetfl.report.groups import Group
+from hetfl.report.groups import Group, seed_of
 from hetfl.report.spread import bands
 
 Numbers = NDArray[np.float64]
@@ -76,12 +76,16 @@ def column_of(run: Run, part: str, stage: str = "val") -> str:
 
 def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
     """Return the cumulative cost and the validation headline of the rounds that have both."""
-    column = column_of(run, part)
+    return column_over(run, column_of(run, part), cost)
+
+
+def column_over(run: Run, column: str, cost: Cost) -> tuple[Numbers, Numbers]:
+    """Return the cumulative cost and the value of a column of the rounds that have both."""
     if column not in run.metrics.columns:
         return np.empty(0), np.empty(0)
-    spent, score = amounts(run, cost), np.asarray(run.series(column), dtype=np.float64)
-    reported = ~(np.isnan(spent) | np.isnan(score))
-    return spent[reported], score[reported]
+    spent, value = amounts(run, cost), np.asarray(run.series(column), dtype=np.float64)
+    reported = ~(np.isnan(spent) | np.isnan(value))
+    return spent[reported], value[reported]
 
 
 def values_at(spent: Numbers, score: Numbers, budgets: Numbers) -> Numbers:
@@ -101,14 +105,15 @@ def spends(group: Group, cost: Cost) -> bool:
 
 @dataclass(frozen=True)
 class Band:
-    """A score over a cost: mean and spread over seeds.
+    """A score over a cost: mean and spread over seeds, and the curve of each seed.
 
     Attributes:
-        x: cumulative cost, ascending.
+        x: cumulative cost, ascending, where all seeds have a score; may be empty.
         mean: mean score, in the unit of ``metrics.csv``.
         low: lower end of the spread.
         high: upper end of the spread.
         n: number of seeds.
+        seeds: by seed its own costs and scores, up to its own end; empty where only the mean is of interest.
     """
 
     x: Numbers
@@ -116,24 +121,56 @@ class Band:
     low: Numbers
     high: Numbers
     n: int
+    seeds: Mapping[str, tuple[Numbers, Numbers]] = field(default_factory=dict)
+
+    @property
+    def start(self) -> float:
+        """The smallest cost of the mean and of all seeds."""
+        return min(float(x[0]) for x in self._all() if len(x))
+
+    @property
+    def end(self) -> float:
+        """The largest cost of the mean and of all seeds."""
+        return max(float(x[-1]) for x in self._all() if len(x))
+
+    def _all(self) -> list[Numbers]:
+        return [self.x, *(x for x, _ in self.seeds.values())]
 
 
 def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
-    """Return the mean curve of several seeds over the common range of costs; None if a seed has no score.
-
-    The points are all amounts at which a seed has a score. The value of a seed at a point is its last score at or
-    before the point.
-    """
+    """Return the scores of several seeds over a cost; see :func:`band_of`."""
     curves = [curve(run, part, cost) for run in runs]
-    if any(not len(spent) for spent, _ in curves):
+    return band_of(dict(zip(names_of(runs), curves, strict=True)))
+
+
+def band_of(curves: Mapping[str, tuple[Numbers, Numbers]]) -> Band | None:
+    """Return the curves of several seeds, and their mean over the common range of costs; None if a seed has no score.
+
+    The points of the mean are all amounts at which a seed has a score. The value of a seed at a point is its last score
+    at or before the point.
+
+    Args:
+        curves: cumulative costs and scores by seed.
+    """
+    ends = [spent for spent, _ in curves.values()]
+    if any(not len(spent) for spent in ends):
         return None
-    first, last = max(spent[0] for spent, _ in curves), min(spent[-1] for spent, _ in curves)
-    points = np.unique(np.concatenate([spent for spent, _ in curves]))
+    first, last = max(spent[0] for spent in ends), min(spent[-1] for spent in ends)
+    points = np.unique(np.concatenate(ends))
     points = points[(points >= first) & (points <= last)]
-    if not len(points):
-        return None
-    mean, low, high = bands(np.stack([values_at(spent, score, points) for spent, score in curves]))
-    return Band(points, mean, low, high, len(runs))
+    mean, low, high = bands(np.stack([values_at(spent, score, points) for spent, score in curves.values()]))
+    return Band(points, mean, low, high, len(curves), dict(curves) if len(curves) > 1 else {})
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Return the seeds of runs, or their numbers if seeds are unknown or occur twice."""
+    seeds = [seed_of(run) for run in runs]
+    return seeds if len(set(seeds)) == len(seeds) else [str(number + 1) for number in range(len(runs))]
+
+
+def seeds_of(group: Group) -> list[str]:
+    """Return the names of the thin lines of a group; none for a single run."""
+    return names_of(group.runs) if len(group.runs) > 1 else []
 
 
 def common_budget(groups: Sequence[Group], cost: Cost) -> float:

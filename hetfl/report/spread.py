@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -69,6 +69,20 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
         return None
     mean, low, high = bands(np.asarray(known, dtype=np.float64)[:, None])
     return Spread(float(mean[0]), float(low[0]), float(high[0]), len(known))
+
+
+def leader_of(results: Mapping[str, Spread | None], headline: Headline = ACCURACY) -> str | None:
+    """Return the group that is told apart from all others as better; None if there is none, or no other.
+
+    >>> leader_of({"x": Spread(0.9, 0.88, 0.92, 2), "y": Spread(0.8, 0.79, 0.81, 2), "z": None})
+    'x'
+    """
+    known = {name: spread for name, spread in results.items() if spread is not None}
+    for name, spread in known.items():
+        others = [other for other in known if other != name]
+        if others and all(spread.beats(known[other], headline) for other in others):
+            return name
+    return None
 
 
 def span(low: str, high: str) -> str:

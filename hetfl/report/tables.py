@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isnan
 
 import pandas as pd
@@ -26,9 +27,11 @@ from hetfl.report.series import (
     final_amount,
     score_at,
 )
-from hetfl.report.spread import FEW, Spread, span, spread_of
+from hetfl.report.spread import FEW, Spread, leader_of, span, spread_of
 
 NONE = "–"
+SIDE_BY_SIDE = 3
+"""Maximum number of groups that are columns of the table of levels of equal cost."""
 STAGES = {"test": "Test", "val": "Validation"}
 LOCAL = {
     "mean": "mean over clients",
@@ -38,20 +41,21 @@ LOCAL = {
 }
 
 
-def quantity(spread: Spread | None, write: Callable[[float], str]) -> Cell:
+def quantity(spread: Spread | None, write: Callable[[float], str], *, strong: bool = False) -> Cell:
     """Return an amount with its spread in small print, or a dash; the spread is left out if its ends look the same.
 
-    >>> quantity(Spread(2.0, 1.0, 3.0, 2), "{:g} MB".format), quantity(Spread(2.0, 2.0, 2.0, 2), "{:g} MB".format)
-    (Cell(text='2 MB', note='1–3 MB'), Cell(text='2 MB', note=''))
+    >>> quantity(Spread(2.0, 1.0, 3.0, 2), "{:g} MB".format)
+    Cell(text='2 MB', note='1–3 MB', strong=False, value=2.0)
+    >>> quantity(Spread(2.0, 2.0, 2.0, 2), "{:g} MB".format).note
+    ''
     """
     if spread is None:
         return Cell(NONE)
     mean, low, high = write(spread.mean), write(spread.low), write(spread.high)
-    if spread.n == 1 or low == high:
-        return Cell(mean)
-    if spread.n >= FEW:
-        return Cell(mean, f"± {write(spread.high - spread.mean)}")
-    return Cell(mean, span(low, high))
+    note = "" if spread.n == 1 or low == high else span(low, high)
+    if note and spread.n >= FEW:
+        note = f"± {write(spread.high - spread.mean)}"
+    return Cell(mean, note, strong, spread.mean)
 
 
 def group_table(material: Material) -> Table:
@@ -73,23 +77,72 @@ def group_table(material: Material) -> Table:
 
 
 def equal_cost_table(material: Material) -> Table:
-    """Return the table of levels of nearly the same cost: the score and the size of each level."""
+    """Return the table of levels of nearly the same cost: the score and the size of each level, and the lead.
+
+    More than :data:`SIDE_BY_SIDE` groups are rows, and levels are columns.
+    """
+    if len(material.groups) > SIDE_BY_SIDE:
+        return _group_rows(material)
+    names = [group.name for group in material.groups]
     rows: list[list[str | Cell]] = []
     for row in material.rows:
+        results = {group.name: _of_row(material, group, row) for group in material.groups}
+        leader = leader_of(results, material.headline)
         cells = [
-            _level_cell(material, group, row.levels[group.name]) if group.name in row.levels else Cell(NONE)
+            _level_cell(material, group, row.levels[group.name], results[group.name], group.name == leader)
+            if group.name in row.levels
+            else Cell(NONE)
             for group in material.groups
         ]
-        rows.append([row.name, *cells])
+        rows.append([row.name, *cells, *[_lead_cell(material, results, leader)] * (len(names) > 1)])
+    lead = [] if len(names) < 2 else [f"Δ {names[0]} − {names[1]}"] if len(names) == 2 else ["lead"]
+    return Table(_equal_cost_caption(material, "row"), ["level", *names, *lead], rows)
+
+
+def _group_rows(material: Material) -> Table:
+    columns = [{group.name: _of_row(material, group, row) for group in material.groups} for row in material.rows]
+    leaders = [leader_of(results, material.headline) for results in columns]
+    rows: list[list[str | Cell]] = []
+    for group in material.groups:
+        scores = zip((results[group.name] for results in columns), leaders, strict=True)
+        cells = [quantity(each, material.headline.shown, strong=leader == group.name) for each, leader in scores]
+        rows.append([group.name, *cells])
+    lead = [_lead_cell(material, results, leader) for results, leader in zip(columns, leaders, strict=True)]
+    heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
+    return Table(_equal_cost_caption(material, "column"), ["group", *heads], [*rows, [Cell("lead"), *lead]])
+
+
+def _equal_cost_caption(material: Material, place: str) -> str:
     score = f"{STAGES[material.stage]} {material.headline.words}"
-    return Table(
-        f"{score} of levels of nearly the same {BY[str(material.matched_by)]}, one row each, {material.when}.",
-        ["level", *(group.name for group in material.groups)],
-        rows,
+    bold = " Bold: the group is told apart from all others as better." if len(material.groups) > 1 else ""
+    return (
+        f"{score} of levels of nearly the same {BY[str(material.matched_by)]}, one {place} each, {material.when}.{bold}"
     )
 
 
-def _level_cell(material: Material, group: Group, level: str) -> Cell:
+def _of_row(material: Material, group: Group, row: LevelRow) -> Spread | None:
+    return material.final(group, row.levels[group.name]) if group.name in row.levels else None
+
+
+def _lead_cell(material: Material, results: Mapping[str, Spread | None], leader: str | None) -> Cell:
+    """Return how far the first of two groups is ahead, or by how much which of several leads."""
+    known = {name: spread for name, spread in results.items() if spread is not None}
+    if len(known) < 2:
+        return Cell(NONE)
+    headline, single = material.headline, any(spread.n < 2 for spread in known.values())
+    note = "" if leader else "one seed cannot tell" if single else "not told apart"
+    if len(results) == 2:
+        one, other = (known[name] for name in results)
+        gap = one.mean - other.mean
+        sign = "+" if gap > 0 else "−" if gap < 0 else ""
+        return Cell(f"{sign}{headline.difference(abs(gap))}", note, leader is not None, gap)
+    if leader is None:
+        return Cell(note)
+    gap = min(abs(known[leader].mean - spread.mean) for name, spread in known.items() if name != leader)
+    return Cell(f"{leader} by {headline.difference(gap)}", "", True, gap)
+
+
+def _level_cell(material: Material, group: Group, level: str, final: Spread | None, leads: bool) -> Cell:
     known = level_sizes(group)
     assert known is not None  # levels are matched by cost only if all groups have sizes
     sizes = known[level]
@@ -97,17 +150,20 @@ def _level_cell(material: Material, group: Group, level: str) -> Cell:
     flops = format_quantity(sizes["training_flops"], "FLOP")
     what = [" × ".join(axes), f"{int(sizes['parameters']):,} parameters", f"{flops} a sample"]
     size = f"{level}: {', '.join(filter(None, what))}"
-    score = quantity(material.final(group, level), material.headline.shown)
-    return Cell(score.text, "; ".join(filter(None, (score.note, size))))
+    score = quantity(final, material.headline.shown, strong=leads)
+    return replace(score, note="; ".join(filter(None, (score.note, size))))
 
 
 def final_table(material: Material) -> Table:
     """Return the table of the scores of all levels, a row per group, a column per name of a level."""
     parts, headline = material.parts, material.headline
-    rows: list[list[str | Cell]] = [
-        [group.name, *(quantity(material.final(group, part), headline.shown) for part in parts)]
-        for group in material.groups
-    ]
+    columns = {part: {group.name: material.final(group, part) for group in material.groups} for part in parts}
+    leaders = {part: leader_of(results, headline) for part, results in columns.items()}
+    rows: list[list[str | Cell]] = []
+    for group in material.groups:
+        scores = {part: columns[part][group.name] for part in parts}
+        cells = [quantity(each, headline.shown, strong=leaders[part] == group.name) for part, each in scores.items()]
+        rows.append([group.name, *cells])
     caption = f"{STAGES[material.stage]} {headline.words} {material.when}, by name of the level."
     return Table(caption, ["group", *parts], rows)
 
@@ -125,25 +181,38 @@ def budget_table(material: Material, cost: Cost) -> Table:
     columns = [*material.rows, *[whole] * material.own_global]
     rows: list[list[str | Cell]] = []
     for share, fraction in (("¼", 0.25), ("½", 0.5), ("all", 1.0)):
-        scores = [[_budget_cell(group, row, cost, fraction * largest) for row in columns] for group in groups]
-        if all(score.text == NONE for cells in scores for score in cells):
+        amount = fraction * largest
+        scores = [_at_budget(groups, row, cost, amount) for row in columns]
+        if all(spread is None for by_group in scores for spread in by_group.values()):
             continue
-        for group, cells in zip(groups, scores, strict=True):
-            budget = f"{share}: {cost.write(fraction * largest)}" if group is groups[0] else ""
-            rows.append([budget, group.name, *cells])
+        leaders = [leader_of(by_group, material.headline) for by_group in scores]
+        for group in groups:
+            cells = [
+                _budget_cell(material, group, row, by_group.get(group.name), leader == group.name)
+                for row, by_group, leader in zip(columns, scores, leaders, strict=True)
+            ]
+            rows.append([Cell(f"{share}: {cost.write(amount)}", value=amount), group.name, *cells])
     heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
     heads += ["global model"] * material.own_global
     caption = f"Validation {material.headline.words} at the same {cost.name}."
     return Table(caption, ["budget", "group", *heads], rows)
 
 
-def _budget_cell(group: Group, row: LevelRow, cost: Cost, budget: float) -> Cell:
+def _at_budget(groups: Sequence[Group], row: LevelRow, cost: Cost, amount: float) -> dict[str, Spread | None]:
+    return {
+        group.name: spread_of([score_at(run, row.levels[group.name], cost, amount) for run in group.runs])
+        for group in groups
+        if group.name in row.levels
+    }
+
+
+def _budget_cell(material: Material, group: Group, row: LevelRow, spread: Spread | None, leads: bool) -> Cell:
     if group.name not in row.levels:
         return Cell(NONE)
     level = row.levels[group.name]
-    score = quantity(spread_of([score_at(run, level, cost, budget) for run in group.runs]), group.headline.shown)
+    score = quantity(spread, material.headline.shown, strong=leads)
     name = "" if level == row.name else f"level {level}"
-    return Cell(score.text, "; ".join(filter(None, (score.note, name))))
+    return replace(score, note="; ".join(filter(None, (score.note, name))))
 
 
 def target_table(material: Material) -> Table:

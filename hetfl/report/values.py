@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from hetfl.analysis.pictures import had_values
 from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation, rounds_left_out
 from hetfl.analysis.values_plots import AGAINST, measures_of, plot_values
 from hetfl.report.document import Cell, Table
 from hetfl.report.groups import Group
+from hetfl.report.panels import Drawing
 
 PICTURE = "values"
 """Name of the figure: of the first run with values."""
@@ -99,7 +99,11 @@ def value_table(runs: Sequence[ValuedRun]) -> Table:
     )
 
 
-def value_figure(groups: Sequence[Group]) -> Figure | None:
+def value_figure(groups: Sequence[Group]) -> Drawing | None:
     """Return the figure of the first run with values; None if no run has any."""
     runs = valued(groups)
-    return plot_values(runs[0].table, runs[0].clients) if runs else None
+    if not runs:
+        return None
+    first = runs[0]
+    cells = [[first.group, *map(str, row)] for row in first.table.itertuples(index=False)]
+    return Drawing(plot_values(first.table, first.clients), [["group", *first.table.columns], *cells])

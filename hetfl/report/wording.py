@@ -9,14 +9,17 @@ from hetfl.report.spread import FEW, Spread, chance_apart
 from hetfl.runs.headline import ACCURACY, Headline
 
 LOOK_FOR = {
-    "rounds": "Compare the right ends: the group whose line is {highest} is best, unless the bands, the spread over "
-    "seeds, overlap.",
+    "rounds": "Compare the right ends: the group whose thick line is {highest} is best, unless thin lines, its seeds, "
+    "cross those of another group.",
     "bytes": "Compare the lines at the same {score}: the leftmost line needs the fewest uploaded bytes.",
     "flops": "Compare the lines at the same {score}: the leftmost line needs the least computation by all clients.",
     "seconds": "Compare the lines at the same {score}: the leftmost line needs the least simulated time. A round lasts "
     "as long as its slowest client, or until its deadline.",
     "size": "Compare the points of the same size: the group whose point is {higher} is better at that size, unless the "
     "bars, the spread over seeds, overlap.",
+    "at_bytes": "Look for the groups on the dashed line: no other has a better {score} with fewer bytes. Bars are "
+    "the spread over seeds.",
+    "density": "Look for lines that rise late: residuals of earlier rounds are sent then.",
     "heads": "Look at how far the shallow heads are {below} the deep ones, and whether they still {rise}.",
     "cluster_members": "Look for rows that change colour late: these clients are between two clusters. Grey: no "
     "cluster yet. The numbers of clusters have no meaning.",
@@ -105,14 +108,14 @@ def level_sentence(results: Mapping[str, Spread], headline: Headline = ACCURACY)
     by_mean = sorted(results, key=lambda name: sign * results[name].mean)
     several = [name for name in by_mean if results[name].n > 1]
     if not several:
-        scores = _listed([f"{name} has {results[name].shown(headline)}" for name in by_mean])
+        scores = listed([f"{name} has {results[name].shown(headline)}" for name in by_mean])
         return f"{scores}. There is only one run each."
     alone = [f"{name} with {results[name].shown(headline)}" for name in by_mean if results[name].n == 1]
     among = " of those with several runs" if alone else ""
     sentences = _order({name: results[name] for name in several}, among, headline)
     if alone:
         each = " each" * (len(alone) > 1)
-        sentences.append(f"There is only one run{each} of {_listed(alone)}, and so no spread to compare.")
+        sentences.append(f"There is only one run{each} of {listed(alone)}, and so no spread to compare.")
     return " ".join(sentences)
 
 
@@ -129,7 +132,7 @@ def _order(results: Mapping[str, Spread], among: str, headline: Headline) -> lis
     elif len(near) == 1:
         sentences = [f"{figures[best]} and {figures[near[0]]} cannot be distinguished: the spreads overlap."]
     else:
-        close = _listed([figures[name] for name in near])
+        close = listed([figures[name] for name in near])
         sentences = [
             f"{figures[best]} has the {words['highest']} mean; {close} cannot be distinguished from it: the spreads "
             "overlap."
@@ -137,14 +140,19 @@ def _order(results: Mapping[str, Spread], among: str, headline: Headline) -> lis
     for name in others:
         ahead = [other for other in results if results[other].beats(results[name], headline)]
         if ahead:
-            than = "" if len(results) == 2 else f" than {_listed(ahead)}"
+            than = "" if len(results) == 2 else f" than {listed(ahead)}"
             gap = headline.difference(abs(results[best].mean - results[name].mean))
             by = f", by {gap}" if ahead == [best] else ""
             sentences.append(f"{figures[name]} is {words['lower']}{than}{by}.")
     return sentences
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as an enumeration.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

@@ -217,6 +217,17 @@ class SafeCheckpointIO(CheckpointIO):
         for age in range(self.keep):
             previous(Path(path), age).unlink(missing_ok=True)
 
+    def drop_previous(self, path: str | os.PathLike[str]) -> None:
+        """Remove the kept older checkpoints of a name at the end of its run, if the newest one is intact.
+
+        They are there for a newest one that a crash damages while it is written.
+        """
+        target = Path(path)
+        older = [each for age in range(1, self.keep) if (each := previous(target, age)).is_file()]
+        if older and target.is_file() and damage(target) is None:
+            for each in older:
+                each.unlink(missing_ok=True)
+
 
 def _read(path: Path, location: Any) -> dict[str, Any]:
     """Return the content of an intact archive.

@@ -79,6 +79,16 @@ class RunFolder(Logger):
         self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that are not written yet
         self._whole: dict[str, bytes] = {}  # contents of the files from write_file, by name
 
+    def go_on_in(self, folder: Path) -> None:
+        """Continue the run of a folder, instead of making a new folder.
+
+        Raises:
+            ConfigurationError: this logger has written into another folder already.
+        """
+        if self._metrics is not None and self._metrics.path.parent.resolve() != folder.resolve():
+            raise ConfigurationError(f"Expected a new trainer to go on with {folder} but got one of another run")
+        self._continued = folder
+
     @property
     def name(self) -> str:
         """Empty, so that Lightning writes checkpoints directly below the folder."""
@@ -172,6 +182,11 @@ class RunFolder(Logger):
     def has(self, name: str) -> bool:
         """Return whether the folder has ``<name>.csv``; None on ranks other than zero."""
         return self._open().path.with_name(f"{name}.csv").is_file()
+
+    @rank_zero_only
+    def has_file(self, name: str) -> bool:
+        """Return whether the folder has a file; None on ranks other than zero."""
+        return self._open().path.with_name(name).is_file()
 
     @rank_zero_only
     def append_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -27,11 +27,14 @@ class OpenRound(Protocol):
         round: the round's number.
         ledger: the costs, and the simulated clock.
         expected: number of clients that will report in the round, for the display.
+        elsewhere: whether clients work elsewhere, in real time: then :meth:`send` and :meth:`arrived` take the place
+            of :meth:`dispatch`.
     """
 
     round: int
     ledger: Ledger
     expected: int
+    elsewhere: bool
 
     def choose(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
         """Have the policies choose clients, and return their tasks.
@@ -45,6 +48,14 @@ class OpenRound(Protocol):
 
     def dispatch(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients take the model and train; first come the clients that are lost."""
+        ...
+
+    def send(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+        """Have clients take the model and begin to train elsewhere; their flights have no end yet."""
+        ...
+
+    def arrived(self, flights: Sequence[Flight]) -> Iterator[Flight]:
+        """Wait shortly for clients that work elsewhere; yield those of their flights that have ended."""
         ...
 
     def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:

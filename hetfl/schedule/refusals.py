@@ -20,6 +20,7 @@ class _Rule(Protocol):
 
 class _Clients(Protocol):
     states_wait: bool
+    arrives: bool
 
 
 def check_pieces(schedule: str, pieces: Mapping[str, Piece]) -> None:
@@ -63,8 +64,9 @@ def _of_aggregation(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, str]]:
     for piece in pieces.values():
         if piece.asks_clients:
             yield "no questions to clients before they train", piece.describe()
-    if not cast(_Clients, clients := pieces["clients"]).states_wait:
-        yield "clients in the trainer's only process", _name(clients)
+    clients = cast(_Clients, pieces["clients"])
+    if not clients.states_wait and not clients.arrives:
+        yield "clients in the trainer's only process or on Flower", _name(pieces["clients"])
 
 
 def _name(piece: Piece) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from hetfl.part import Part
 from hetfl.piece import Facts, Piece
 from hetfl.schedule.age import Age, counted, staleness, weighted
 from hetfl.schedule.base import OpenRound, Row, Schedule
+from hetfl.schedule.clocks import Clock, RealClock, SimulatedClock
 from hetfl.schedule.columns import Arrivals
 from hetfl.schedule.flight import Flight, restored, saved
 from hetfl.schedule.refusals import check_pieces
@@ -49,6 +50,10 @@ class Timed(Schedule):
 
     Costs of a client are counted when its update arrives or is lost.
 
+    Where clients are on nodes of Flower, the clock is the real one: a client reports when its answer arrives. Then a
+    run cannot be repeated bit for bit, and a checkpoint does not hold the clients that are under way: a resumed run
+    counts them as lost.
+
     Args:
         concurrency: number of clients that work at a time; None: the selection's ``clients_per_round``.
         staleness: s; None: :class:`~hetfl.schedule.Polynomial`.
@@ -62,6 +67,7 @@ class Timed(Schedule):
             raise ConfigurationError(f"Expected concurrency of at least 1 or null but got {concurrency}")
         self.concurrency, self.staleness = concurrency, staleness or Polynomial()
         self._num_clients = 0
+        self._simulated_clock, self.real_clock = SimulatedClock(), RealClock()
         self._forget()
 
     def _forget(self) -> None:
@@ -119,21 +125,21 @@ class Timed(Schedule):
         self._asked, self._arrivals = set(), Arrivals()
         self._taken[current.round] = self._steps_D
         self.begin_taking(current.round)
+        clock = self.real_clock if current.elsewhere else self._simulated_clock
         while True:
-            self._fill(current, ledger)
-            ends = min((flight.end for flight in self._flights.values()), default=math.inf)
-            next_time = min(ends, self._next_reach(current, ledger), self.limit(current.round))
-            if next_time == math.inf:
+            self._fill(current, ledger, clock)
+            until = min(self._next_reach(current, ledger), self.limit(current.round))
+            ended = clock.ended(current, ledger, list(self._flights.values()), until)
+            if ended is None:
                 if not self._asked:
                     ledger.wait(current.round)  # raises if there will be no client
                 break
-            ledger.pass_until(next_time, idle=not self._flights)
-            self._receive(current, next_time)
-            if self.due(current.round, self._arrivals.accepted, next_time):
+            self._receive(current, ended)
+            if self.due(current.round, self._arrivals.accepted, ledger.now):
                 break
         self._prune()
 
-    def _fill(self, current: OpenRound, ledger: TimedLedger) -> None:
+    def _fill(self, current: OpenRound, ledger: TimedLedger, clock: Clock) -> None:
         """Have free clients take the model until all places are taken or no client can be chosen."""
         reachable = ledger.fleet.reachable(current.round, ledger.now)
         ledger.reachable = len(reachable)
@@ -144,16 +150,9 @@ class Timed(Schedule):
                 return
             self._draw += 1
             self._asked.update(task.client for task in tasks)
-            for flight in current.dispatch(tasks):
-                self._start(flight, ledger)
-
-    def _start(self, flight: Flight, ledger: TimedLedger) -> None:
-        seconds = ledger.seconds(flight.task.client, flight.task.round, flight.work)
-        if ledger.deadline is not None:
-            seconds = min(seconds, ledger.deadline)
-        started = replace(flight, number=self._number, start=ledger.now, end=ledger.now + seconds)
-        self._flights[flight.task.client] = started
-        self._number += 1
+            for flight in clock.begun(current, ledger, tasks):
+                self._flights[flight.task.client] = replace(flight, number=self._number)
+                self._number += 1
 
     def _free(self) -> BoolArray:
         """Return which clients can be chosen if they are within reach, bool (N,)."""
@@ -169,9 +168,9 @@ class Timed(Schedule):
         absent[ledger.fleet.reachable(current.round, ledger.now)] = False
         return ledger.fleet.next_reachable(current.round, ledger.now, absent)
 
-    def _receive(self, current: OpenRound, now: float) -> None:
-        """Have the server receive all updates that have arrived, in the order in which their clients took the model."""
-        for flight in [flight for flight in self._flights.values() if flight.end <= now]:
+    def _receive(self, current: OpenRound, ended: Sequence[Flight]) -> None:
+        """Have the server receive the updates that have arrived, in the order in which their clients took the model."""
+        for flight in ended:
             del self._flights[flight.task.client]
             age = self._age(flight, current.round)
             report = current.receive(flight, age)

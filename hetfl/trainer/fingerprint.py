@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 
@@ -19,6 +20,8 @@ from hetfl.types import Level
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
 """Names of learning rates in optimizers; these may change."""
+WHOLE = re.compile(r"(?<=\d)\.0(?![\d.])")
+"""The decimals of a whole number."""
 OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
 """Attributes of schedules that are progress or learning rates; these may change."""
 
@@ -76,11 +79,16 @@ def agree(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
         ConfigurationError: a setting differs; the message has its name and both values.
     """
     for name, value in present.items():
-        if saved.get(name) != value:
+        if _as_number(saved.get(name, "")) != _as_number(value):
             raise ConfigurationError(
                 f"Expected the checkpoint's {name} ({saved.get(name, 'not in it')}) but got {value}: a resumed run "
                 f"needs the {name} of its first round"
             )
+
+
+def _as_number(text: str) -> str:
+    """Return a text in which whole numbers have no decimals: a configuration has 0.0 where Python's default is 0."""
+    return WHOLE.sub("", text)
 
 
 def optimizer_settings(optimizer: Optimizer) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import class_mix, divergence
+from hetfl.objectives import Objective
 from hetfl.printable import printable
-from hetfl.runs import RunFolder
+from hetfl.runs import RunFolder, about
 from hetfl.runs.headline import ACCURACY, FILE, Headline
 from hetfl.runs.metrics_file import columns_of, format_value
 
@@ -68,6 +69,24 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Head
         return
     try:
         folder.write_file(FILE, headline.to_json())
+    except OSError as error:
+        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+
+
+def note_start(folder: RunFolder, data: FederatedDataModule, objective: Objective, device: torch.device) -> None:
+    """Write what is known of a run beside its settings, once: a resumed run keeps the date of its first start."""
+    if folder.has_file(about.FILE):
+        return
+    resident = data.resident
+    known = about.about_now(
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        classes=data.num_classes if objective.owns_labels else None,
+        train_samples=sum(data.sizes),
+        val_samples=len(resident.validation.targets),
+        test_samples=len(resident.all_test.targets),
+    )
+    try:
+        folder.write_file(about.FILE, known.to_json())
     except OSError as error:
         rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
 

@@ -10,7 +10,8 @@ from typing import Any
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.probe import Form, executor_of, time_forms
 from hetfl.local.auto.schedule import duration, quickest
-from hetfl.local.executor import Bench, Executor, Job, Recall, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.jobs import train
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import can_fork, usable_cores
@@ -69,6 +70,12 @@ class Auto(Executor):
 
     def close(self) -> None:  # noqa: D102
         self._executor.close()
+
+    def share(self, ranks: int) -> None:  # noqa: D102
+        if ranks > 1:
+            raise ConfigurationError(
+                "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
+            )
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self.chosen

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hetfl.local.executor import Bench, InProcess, Job, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import InProcess, Job, Result
 from hetfl.local.sequential import Sequential
 from hetfl.local.stacked import Stacked
 from hetfl.types import Task

@@ -11,7 +11,8 @@ import torch
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.by_level import ByLevel
-from hetfl.local.executor import Bench, Executor
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Executor
 from hetfl.local.jobs import train
 from hetfl.local.workers import Workers
 from hetfl.types import Task

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
-from hetfl.local.executor import Bench, LocalProblem, Result
+from hetfl.local.bench import Bench, LocalProblem
+from hetfl.local.executor import Result
 from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.stacked.batched import BatchedNet, batched
 from hetfl.local.stacked.sgd import RowSGD

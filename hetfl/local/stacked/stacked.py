@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, InProcess, Job, Result
+from hetfl.local.bench import Bench
+from hetfl.local.executor import InProcess, Job, Result
 from hetfl.local.jobs import train
 from hetfl.local.stacked.stack import Stack
 from hetfl.types import Task
@@ -47,11 +48,17 @@ class Stacked(InProcess):
     def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:  # noqa: D102
         if job is not train:
             return super().groups(job, tasks)
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for i, task in enumerate(tasks):
-            self._stack(task)  # refuses a net or method here, before a worker process gets it
-            alike.setdefault((task.model, task.level, task.round, task.version, task.lr), []).append(i)
-        return [part for group in alike.values() for part in evenly(group, self.clients)]
+        for task in tasks:
+            self.check(task)
+        return [part for group in alike(tasks) for part in evenly(group, self.clients)]
+
+    def check(self, task: Task) -> None:
+        """Build the stack of a task's level, before a worker process gets its tasks.
+
+        Raises:
+            ConfigurationError: clients of the level cannot be trained together.
+        """
+        self._stack(task)
 
     def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
         if job is not train:
@@ -62,6 +69,14 @@ class Stacked(InProcess):
         if task.level not in self._stacks:
             self._stacks[task.level] = Stack(self.bench, task)
         return self._stacks[task.level]
+
+
+def alike(tasks: Sequence[Task]) -> list[list[int]]:
+    """Return the positions of tasks with the same model, level, round, version and learning rate, group by group."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, task in enumerate(tasks):
+        groups.setdefault((task.model, task.level, task.round, task.version, task.lr), []).append(i)
+    return list(groups.values())
 
 
 def evenly(items: Sequence[int], most: int) -> list[list[int]]:

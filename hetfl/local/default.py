@@ -1,0 +1,64 @@
+"""The executor of a module that names none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hetfl.local.bench import Bench
+from hetfl.local.by_shape import ByShape
+from hetfl.local.executor import Executor, Job, Recall, Result
+from hetfl.local.sequential import Sequential
+from hetfl.local.workers import Workers, can_fork, usable_cores
+from hetfl.types import Task
+
+
+class DefaultExecutor(Executor):
+    """Worker processes with one thread each on a CPU, with clients of small nets in groups; else one after the other.
+
+    It is :class:`~hetfl.local.Workers` with :class:`~hetfl.local.by_shape.ByShape`, one process per core, if the model
+    is on the CPU of a Linux machine and the trainer has one process. Otherwise it is :class:`~hetfl.local.Sequential`.
+    Groups depend on the number of cores at the start of a run, which the checkpoint keeps: a resumed run has the same
+    bits on any number of cores.
+    """
+
+    def __init__(self) -> None:
+        self.processes = usable_cores()
+        self._ranks = 1
+        self._executor: Executor = Sequential()
+
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
+        self._executor.close()
+        self._executor = Workers(usable_cores(), ByShape(self.processes)) if self._forks(bench) else Sequential()
+        self._executor.open(bench)
+
+    def _forks(self, bench: Bench | None) -> bool:
+        """Return whether worker processes train; without a bench, on the assumption that the model is on the CPU."""
+        # Processes of macOS can fork, but its system libraries do not expect it.
+        on_cpu = bench is None or bench.device.type == "cpu"
+        return sys.platform == "linux" and can_fork() and on_cpu and self._ranks == 1
+
+    @property
+    def words(self) -> str:  # noqa: D102
+        if not self._forks(getattr(self, "bench", None)):
+            return "one client after the other"
+        return f"{usable_cores()} worker processes with one thread each, small nets in groups"
+
+    def run(  # noqa: D102
+        self, job: Job, tasks: Sequence[Task], recall: Recall | None = None
+    ) -> Iterator[Result]:
+        yield from self._executor.run(job, tasks, recall)
+
+    def close(self) -> None:  # noqa: D102
+        self._executor.close()
+
+    def share(self, ranks: int) -> None:  # noqa: D102
+        self._ranks = ranks
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"processes": self.processes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.processes = int(state.get("processes", self.processes))  # a run of a named executor has none

@@ -1,0 +1,1 @@
+"""A training from its start to its end: callbacks, loggers, figures; for the command line and Python."""

@@ -1,0 +1,109 @@
+"""The settings of objects that were made in Python, in the form of a configuration file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetfl.arguments import GIVEN
+from hetfl.types import Level
+
+PLAIN = (bool, int, float, str)
+
+
+class Settings:
+    """Converts objects to settings, and notes what a configuration file cannot name.
+
+    Attributes:
+        unnamed: the keys of values that are no settings, such as functions and classes of a script, in dotted form.
+    """
+
+    def __init__(self) -> None:
+        self.unnamed: list[str] = []
+
+    def of(self, value: Any, key: str) -> Any:
+        """Return a value as plain data: a class or an object as ``class_path`` and ``init_args``.
+
+        Args:
+            value: the value.
+            key: its dotted name.
+        """
+        if value is None or isinstance(value, PLAIN):
+            return value
+        if isinstance(value, Path | torch.device):
+            return str(value)
+        if isinstance(value, Level):
+            return {
+                f.name: kept
+                for f in fields(value)
+                if f.name != "name" and (kept := getattr(value, f.name)) != f.default
+            }
+        if isinstance(value, Mapping):
+            return {str(name): self.of(each, f"{key}.{name}") for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.of(each, f"{key}[{number}]") for number, each in enumerate(value)]
+        if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
+            return self._named(value.func, dict(value.keywords), key)
+        if isinstance(value, type):
+            return self._named(value, {}, key)
+        if (callable(value) and not hasattr(value, "__dict__")) or inspect.isroutine(value) or _is_data(value):
+            self.unnamed.append(key)
+            return repr(value)[:80]
+        return self._named(type(value), self._arguments(value, key), key)
+
+    def _named(self, cls: type, arguments: dict[str, Any], key: str) -> dict[str, Any]:
+        if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+            self.unnamed.append(key)
+        init_args = {name: self.of(each, f"{key}.{name}") for name, each in arguments.items()}
+        return {"class_path": class_path(cls), **({"init_args": init_args} if init_args else {})}
+
+    def _arguments(self, value: Any, key: str) -> dict[str, Any]:
+        """Return the arguments with which an object was made: those that it keeps, or else its attributes."""
+        attributes = getattr(value, "__dict__", {})
+        if GIVEN in attributes:
+            return dict(attributes[GIVEN])
+        arguments = {}
+        for name, parameter in inspect.signature(type(value)).parameters.items():
+            attribute = name if name in attributes else f"_{name}"
+            if attribute not in attributes:
+                self.unnamed += [f"{key}.{name}"] if parameter.default is inspect.Parameter.empty else []
+            elif not _is(attributes[attribute], parameter.default):
+                arguments[name] = attributes[attribute]
+        return arguments
+
+
+def class_path(cls: type) -> str:
+    """Return the shortest path by which a class can be imported.
+
+    >>> from hetfl.compression import TopK
+    >>> class_path(TopK), class_path(torch.optim.SGD)
+    ('hetfl.compression.TopK', 'torch.optim.SGD')
+    """
+    parts = cls.__module__.split(".")
+    for count in range(1, len(parts)):
+        package = ".".join(parts[:count])
+        if getattr(import_module(package), cls.__name__, None) is cls:
+            return f"{package}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (
+        isinstance(value, (*PLAIN, list, tuple)) and type(value) is type(default) and value == default
+    )
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether a value is data, a data set or a net, which no short text can stand for."""
+    return isinstance(value, Tensor | np.ndarray | torch.utils.data.Dataset | torch.nn.Module) and not hasattr(
+        value, GIVEN
+    )

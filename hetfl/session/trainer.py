@@ -1,0 +1,139 @@
+"""The trainer for Python, with the output, the run folder and the checkpoints of the command line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+import hetfl
+from hetfl.federation import FederatedModule
+from hetfl.runs.interrupt import StopAtRoundEnd
+from hetfl.runs.run_folder import RunFolder, note_end
+from hetfl.session import defaults
+from hetfl.session.drawing import print_figures
+from hetfl.session.quiet import quiet
+from hetfl.session.settings import Settings
+from hetfl.session.trackers import Trackers, send_figures
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer with a run folder, progress, summary and safe checkpoints, as ``hetfl fit`` has them.
+
+    :meth:`fit` trains, tests the last model and draws the figures. The run folder is kept beside any other logger.
+
+    Args:
+        logger: loggers; True: the run folder alone; False: none. A list may hold a :class:`hetfl.runs.RunFolder`.
+        callbacks: further callbacks.
+        plugins: of Lightning; one that writes checkpoints replaces that of hetfl.
+        final_test: test the last model at the end of :meth:`fit`.
+        plots: draw the figures of the run at the end of :meth:`fit`.
+        plots_every: number of rounds from one drawing of the figures to the next while it trains; 0: none.
+        settings: other arguments of Lightning's trainer; ``max_epochs`` is the number of rounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        logger: Logger | Iterable[Logger] | bool = True,
+        callbacks: list[Callback] | Callback | None = None,
+        plugins: Any = None,
+        final_test: bool = True,
+        plots: bool = True,
+        plots_every: int = 0,
+        **settings: Any,
+    ) -> None:
+        self._given = {**settings, "plots_every": plots_every, "plots": plots, "final_test": final_test}
+        self._final_test, self._plots, self._stop = final_test, plots, StopAtRoundEnd()
+        loggers = [] if isinstance(logger, bool) else [logger] if isinstance(logger, Logger) else list(logger)
+        loggers = [] if logger is False else defaults.with_run_folder(loggers)
+        users = _listed(callbacks)
+        plugins, self._safe = defaults.with_safe_checkpoints(_listed(plugins))
+        checkpoints = settings.get("enable_checkpointing") is not False and bool(loggers)
+        settings["enable_checkpointing"] = checkpoints
+        progress = settings.get("enable_progress_bar") is not False
+        made = defaults.callbacks_of_training(
+            users, self._stop, progress=progress, checkpoints=checkpoints, summary=not final_test, every=plots_every
+        )
+        made += [Trackers(self.settings_of)] if loggers else []
+        with quiet():
+            super().__init__(
+                **{**defaults.SETTINGS, **settings}, logger=loggers, callbacks=[*users, *made], plugins=plugins
+            )
+
+    def fit(  # type: ignore[override]
+        self, model: FederatedModule, *args: Any, ckpt_path: str | Path | None = None, **settings: Any
+    ) -> None:
+        """Train; then test the last model and draw the figures, if these are wanted.
+
+        Args:
+            model: the module.
+            args: as in Lightning's ``fit``.
+            ckpt_path: a checkpoint to go on from; one of a run folder goes on in that folder.
+            settings: as in Lightning's ``fit``; ``datamodule`` is the data.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C stopped the run after a round, which is in its checkpoint.
+        """
+        if ckpt_path is not None and (Path(ckpt_path).parent.parent / "metrics.csv").is_file():
+            for folder in (each for each in self.loggers if isinstance(each, RunFolder)):
+                folder.go_on_in(Path(ckpt_path).parent.parent)
+        with quiet():
+            super().fit(model, *args, ckpt_path=ckpt_path, **settings)
+        if self._stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._stop.signal is not None:
+            sys.exit(128 + self._stop.signal)
+        self._finish(model)
+
+    def _finish(self, model: FederatedModule) -> None:
+        folders = defaults.folders_of(self.loggers)
+        for folder in folders:
+            note_end(folder, model.models.version, self.max_epochs or 0)
+        if self._final_test:
+            self.test(model, datamodule=model.data, verbose=False)
+        for folder in folders if self._plots else ():
+            send_figures(self.loggers, print_figures(folder), model.models.version)
+        defaults.drop_previous(folders, self._safe)
+
+    def test(self, *args: Any, verbose: bool = False, **settings: Any) -> Any:
+        """Test as Lightning does; the summary has the results, by level instead of by loader."""
+        with quiet():
+            return super().test(*args, verbose=verbose, **settings)
+
+    def validate(self, *args: Any, verbose: bool = False, **settings: Any) -> Any:
+        """Validate as Lightning does; the summary has the results, by level instead of by loader."""
+        with quiet():
+            return super().validate(*args, verbose=verbose, **settings)
+
+    def settings_of(self, model: FederatedModule) -> tuple[dict[str, Any], bytes]:
+        """Return the settings of a run, and its ``config.yaml``, whose first lines name what it does not hold.
+
+        Args:
+            model: the module.
+        """
+        noted = Settings()
+        given = {key: value for key, value in self._given.items() if key not in ("plots_every", "plots", "final_test")}
+        trainer = {key: noted.of(value, f"trainer.{key}") for key, value in given.items()}
+        settings: dict[str, Any] = {"seed_everything": model.seed, "trainer": trainer}
+        for part, made in (("data", model.data), ("model", model)):
+            settings[part] = noted.of(made, part)
+            seed = settings[part].get("init_args", {}).pop("seed", 0)
+            if seed != model.seed:
+                settings[f"{part}_seed"] = seed
+        settings |= {key: self._given[key] for key in ("final_test", "plots", "plots_every")}
+        head = f"# hetfl {hetfl.__version__}, written by hetfl.Trainer\n"
+        if noted.unnamed:
+            head += f"# not complete, as these are no settings: {', '.join(noted.unnamed)}\n"
+        return settings, (head + yaml.safe_dump(settings, sort_keys=False)).encode()
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]

@@ -1,0 +1,170 @@
+"""``hetfl report --watch RUN``: a small page on a run that trains, written again after every round."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+
+from hetfl.analysis import Run, load_run
+from hetfl.analysis.plots import plot_score_over_bytes, plot_score_over_rounds
+from hetfl.display.formats import format_quantity, format_seconds, format_share
+from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
+from hetfl.runs.metrics_file import HEAD
+from hetfl.runs.run_folder import EARLY_END
+
+PAGE = "live.html"
+"""Name of the page in the run folder."""
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
+    "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
+    "compression of uploads": ("comm/up_ratio_total", lambda value: f"{value:.1f}×"),
+    "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
+    "simulated time": ("sim/seconds_total", format_seconds),
+}
+"""Totals of a run by name: their columns and formats."""
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{refresh}
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: 0.2rem 1rem 0.2rem 0; text-align: left; }}
+td {{ font-variant-numeric: tabular-nums; }}
+progress {{ width: 100%; }}
+figure {{ margin: 1rem 0; background: white; padding: 0.5rem; }}
+figure svg {{ width: 100%; height: auto; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p>{state}</p>
+{bar}
+{tables}
+{figures}
+</main>
+</body>
+</html>
+"""
+
+
+def watch(folder: Path, every: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Write the page of a run after each of its rounds, until the run ends or the user presses Ctrl-C.
+
+    Args:
+        folder: the run folder.
+        every: seconds between two looks at the run's table.
+        sleep: waits.
+
+    Raises:
+        ConfigurationError: it is not a run folder.
+    """
+    print(f"{'live page':<18}{folder / PAGE}\n{'':<18}it is written again after every round; Ctrl-C stops this")
+    written = 0
+    try:
+        while True:
+            changed = (folder / "metrics.csv").stat().st_mtime_ns if (folder / "metrics.csv").is_file() else 1
+            run = load_run(folder) if changed != 1 and changed != written else None
+            if run is not None or not written:
+                write_whole(folder / PAGE, page(run, folder, every).encode())
+                written = changed
+            if run is not None and has_ended(run):
+                return
+            sleep(every)
+    except KeyboardInterrupt:
+        return
+
+
+def has_ended(run: Run) -> bool:
+    """Return whether a run has all rounds, and its final test if its settings ask for one."""
+    rounds = rounds_of(run)
+    ended = (rounds is not None and len(run.metrics) >= rounds) or (run.folder / EARLY_END).is_file()
+    return ended and (not run.config.get("final_test", True) or run.clients is not None)
+
+
+def rounds_of(run: Run) -> int | None:
+    """Return the number of rounds of a run's settings; None if there is none."""
+    rounds = (run.config.get("trainer") or {}).get("max_epochs")
+    return rounds if isinstance(rounds, int) and rounds > 0 else None
+
+
+def page(run: Run | None, folder: Path, every: float) -> str:
+    """Return the page of a run.
+
+    Args:
+        run: the run; None: it has no round yet.
+        folder: the run folder.
+        every: seconds after which the browser loads the page again, while the run trains.
+    """
+    over = run is not None and has_ended(run)
+    done, rounds = (0, None) if run is None else (len(run.metrics), rounds_of(run))
+    state = "The run has ended." if over else "The run trains." if done else "No round is done yet."
+    if rounds:
+        state += f" {done} of {rounds} rounds are done ({format_share(done / rounds)})."
+    return TEMPLATE.format(
+        refresh="" if over else f'<meta http-equiv="refresh" content="{max(1, round(every))}">',
+        title=escape(f"Run {folder.resolve().parent.name}, {folder.resolve().name}"),
+        state=state,
+        bar=f'<progress max="{rounds}" value="{done}" aria-label="rounds done"></progress>' if rounds else "",
+        tables="" if run is None else _scores(run) + _costs(run),
+        figures=""
+        if run is None
+        else "".join(_figure(run, draw) for draw in (plot_score_over_rounds, plot_score_over_bytes)),
+    )
+
+
+def _scores(run: Run) -> str:
+    """Return a table of the latest scores of the global model, the levels and the heads."""
+    headline = run.headline
+    rows = []
+    for part in ("", *run.levels, *run.heads):
+        columns = [run.metrics.get(headline.column(stage, part)) for stage in ("val", "test")]
+        known = [None if column is None else column.dropna() for column in columns]
+        shown = ["–" if each is None or each.empty else headline.shown(float(each.iloc[-1])) for each in known]
+        name = part.replace(HEAD, "head ") or "global model"
+        rows.append([name, *shown])
+    return _table(["", f"validation {headline.words}", f"test {headline.words}"], rows)
+
+
+def _costs(run: Run) -> str:
+    """Return a table of the totals of the run so far."""
+    last = run.metrics.iloc[-1]
+    rows = [
+        [name, write(float(last[column]))] for name, (column, write) in COSTS.items() if last.get(column) is not None
+    ]
+    return _table(["", "so far"], [row for row in rows if "nan" not in row[1]])
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th scope=col>{escape(text)}</th>" for text in headings)
+    body = "".join(
+        f"<tr><th scope=row>{escape(row[0])}</th>{''.join(f'<td>{escape(text)}</td>' for text in row[1:])}</tr>\n"
+        for row in rows
+    )
+    return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+
+
+def _figure(run: Run, draw: Callable[[Run], Axes]) -> str:
+    """Return a figure as inline SVG; empty if the run has no scores for it yet."""
+    try:
+        figure = draw(run).get_figure(root=True)
+    except ConfigurationError:
+        return ""
+    assert figure is not None  # an Axes that was just made has one
+    drawn = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None})
+    svg = drawn.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>\n"

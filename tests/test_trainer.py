@@ -1,0 +1,106 @@
+"""``hetfl.Trainer``: a run from Python is a run of the command line, which can resume and repeat it."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import hetfl
+from hetfl.cli import main
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.data import Digits, Dirichlet
+from hetfl.fleet import Fixed
+from hetfl.local import LocalTraining
+from hetfl.models import ConvNet
+from hetfl.selection import Uniform
+from hetfl.session.settings import Settings
+
+CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+
+
+def module(seed: int = 0, **settings: Any) -> hetfl.HeteroFL:
+    return hetfl.HeteroFL(
+        partial(ConvNet, hidden=[4, 8]),
+        levels={"a": hetfl.Level("a"), "b": hetfl.Level("b", 0.5)},
+        assignment=Fixed({"a": 1, "b": 1}),
+        selection=Uniform(clients_per_round=3),
+        local=LocalTraining(batch_size=50, optimizer=partial(torch.optim.SGD, lr=0.1)),
+        uplink=ErrorFeedback(TopK(0.1)),
+        seed=seed,
+        **settings,
+    )
+
+
+def digits(seed: int = 0) -> Digits:
+    return Digits(num_clients=6, partitioner=Dirichlet(5.0), seed=seed)
+
+
+def folder_of(root: Path) -> Path:
+    (folder,) = (root / "runs/run").iterdir()
+    return folder
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics.csv").filter(regex="^(train|val|test|comm|local)/")
+
+
+def test_a_run_from_python_is_repeated_from_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hetfl.Trainer(max_epochs=2, **CPU).fit(module(), datamodule=digits(seed=3))
+    shown = capsys.readouterr()
+    assert "v_num" not in shown.out
+    assert "Tip" not in shown.out + shown.err
+    assert [line.split(" ")[0] for line in shown.out.splitlines()][:3] == ["run", "round", "round"]
+    folder = folder_of(tmp_path)
+    assert (folder / "plots/accuracy_over_rounds.png").is_file()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data_seed"] == 3
+    main(["fit", "-c", str(folder / "config.yaml"), "--trainer.logger.root=again", "--plots=false"])
+    pd.testing.assert_frame_equal(rows(folder), rows(next(Path("again/run").iterdir())))
+    main(["resume", str(folder), "--trainer.max_epochs=3", "--plots=false"])
+    assert len(rows(folder)) == 3
+
+
+def test_a_run_goes_on_in_its_folder_and_a_logger_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {**CPU, "final_test": False, "plots": False}
+    hetfl.Trainer(max_epochs=1, **options).fit(module(), datamodule=digits())
+    folder = folder_of(tmp_path)
+    trainer = hetfl.Trainer(max_epochs=2, logger=pl.loggers.CSVLogger("csv"), **options)
+    trainer.fit(module(), datamodule=digits(), ckpt_path=folder / "checkpoints/last.ckpt")
+    assert folder_of(tmp_path) == folder
+    assert len(rows(folder)) == 2
+    logged = yaml.safe_load(Path("csv/lightning_logs/version_0/hparams.yaml").read_text())
+    assert logged["model.uplink.compressor.density"] == "0.1"
+
+
+def test_ctrl_c_ends_the_script_after_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, *args: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        hetfl.Trainer(max_epochs=5, callbacks=[Interrupt()], **CPU).fit(module(), datamodule=digits())
+    assert len(rows(folder_of(tmp_path))) == 1
+    assert (folder_of(tmp_path) / "checkpoints/last.ckpt").is_file()
+
+
+def test_what_no_configuration_can_name_is_noted() -> None:
+    noted = Settings()
+    settings = noted.of(module(server_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)), "model")
+    assert noted.unnamed == ["model.server_optimizer"]
+    assert settings["init_args"]["net"] == {"class_path": "hetfl.models.ConvNet", "init_args": {"hidden": [4, 8]}}
+    assert settings["init_args"]["levels"] == {"a": {}, "b": {"width": 0.5}}
