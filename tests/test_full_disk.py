@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 
 from hetfl.analysis.data_plots import write_labels
 from hetfl.analysis.pictures import save_figure
-from hetfl.cli.app import _drawn
 from hetfl.cli.one_line import command_line
 from hetfl.cli.reporting import main as report
 from hetfl.files import to_disk
 from hetfl.runs import RunFolder
+from hetfl.session.drawing import print_figures
 
 
 @contextmanager
@@ -59,12 +59,15 @@ def test_a_plot_that_cannot_be_written_is_named_and_the_old_plot_stays(tmp_path:
     assert (tmp_path / "a.png").read_bytes() == b"before"
 
 
-def test_a_plot_that_cannot_be_written_at_the_end_of_fit_is_named_and_the_run_stays(run: Path) -> None:
+def test_a_plot_that_cannot_be_written_at_the_end_of_fit_is_named_and_the_run_stays(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with no_space():
-        line = _drawn(run)
+        assert print_figures(run) == []
+    line = capsys.readouterr().out.removeprefix("pictures").strip()
     assert line == f"none: {run}/plots/accuracy_over_rounds.png not written (File too large)"
     assert not any((run / "plots").iterdir())
-    assert _drawn(run).endswith("accuracy_over_bytes.png")
+    assert print_figures(run)[-1].name == "accuracy_over_bytes.png"
 
 
 @contextmanager
