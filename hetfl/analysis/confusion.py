@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hetfl.analysis.figures import colour_bar, grid_figure
-from hetfl.analysis.theme import FONT_POINTS
 from hetfl.analysis.quality import check_classes
+from hetfl.analysis.theme import FONT_POINTS
 
 
 def confusion(logits_NK: Tensor, targets_N: Tensor) -> pd.DataFrame:
