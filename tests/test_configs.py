@@ -106,6 +106,14 @@ def test_unknown_names_are_refused_with_the_nearest(
     assert message in refused(capsys, ["fit", "-c", given])
 
 
+def test_a_misspelt_file_is_refused_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("trainer: {max_epochs: 1}\n")
+    assert "the nearest names are mine.yaml, " in refused(capsys, ["fit", "-c", "mien.yaml"])
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "describe", "data", "export"])
 def test_every_subcommand_accepts_names(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, [verb, "-c", "demo", "-c", "method/fedprx"])

@@ -120,7 +120,7 @@ def test_only_runs_with_one_headline_are_compared(tmp_path: Path) -> None:
     runs = {name: load_run(write_run(tmp_path / name, MAE, [60.0, 50.0])) for name in ("one", "two")}
     figure = plot_comparison(runs)
     assert [text.get_text() for text in figure.axes[0].texts] == ["one 50.0", "two 50.0"]
-    assert figure.axes[0].get_ylabel() == "mean absolute error"
+    assert figure.axes[0].get_ylabel() == "Mean absolute error"
     assert any("the line that is lowest in all panels" in text.get_text() for text in figure.texts)
     runs["three"] = load_run(write_run(tmp_path / "three", R2, [0.5]))
     with pytest.raises(ConfigurationError, match="runs with the same score but got mae in one and r2 in three"):

@@ -73,3 +73,33 @@ def test_a_read_only_folder_is_refused(
 def test_an_unknown_kind_of_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Expected --data of digits, csv, images but got 'parquet'" in refused(capsys, ["init", "--data", "parquet"])
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--method=fedrolex"], {"parts": "Rolling", "levels": {"a": 1.0, "b": 0.5, "c": 0.25}}),
+        (["--method=depthfl", "--levels=4,2", "--compressor=chain"], {"parts": "Prefix", "levels": {"a": 4, "b": 2}}),
+        (["--method=fedavg", "--compressor=none"], {"parts": "Prefix", "levels": {"a": 1.0}}),
+    ],
+)
+def test_options_choose_method_levels_and_compressor(options: list[str], expected: dict[str, object]) -> None:
+    main(["init", *options])
+    model = yaml.safe_load(Path("project.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    assert model["parts"]["class_path"].endswith(str(expected["parts"]))
+    assert {name: next(iter(level.values())) for name, level in model["levels"].items()} == expected["levels"]
+    main(["describe", "-c", "project.yaml", "--model.net=hetfl.models.MultiExitConvNet"] if "depthfl" in options[0]
+         else ["describe", "-c", "project.yaml", "--model.net=hetfl.models.ConvNet"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--method=heterofll", "did you mean 'heterofl'?"),
+        ("--levels=0.5,1", "widths that fall from 1, such as 1,0.5,0.25, but got '0.5,1'"),
+        ("--compressor=topk", "but got 'topk': did you mean 'top_k'?"),
+    ],
+)
+def test_a_wrong_option_of_a_project_is_refused(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, ["init", option])
+    assert not list(Path().iterdir())

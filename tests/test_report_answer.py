@@ -114,6 +114,14 @@ def test_the_report_says_what_the_experiment_was(tmp_path: Path) -> None:
     assert answers(facts(make_groups({"x": [load_run(write_run(tmp_path / "bare"))]})))["version"] == {"": "unknown"}
 
 
+@pytest.mark.parametrize("value", ["torch.optim.SGD", 3, [1], {"class_path": "torch.optim.SGD"}, {}, None])
+def test_settings_of_any_form_are_told(tmp_path: Path, value: object) -> None:
+    config = settings(local={"epochs": 1, "optimizer": value}, net=value, fleet=value, uplink=value, selection=value)
+    run = load_run(write_run(tmp_path / "run", config=config))
+    told = answers(facts(make_groups({"x": [run]})))
+    assert "epoch" in told["clients"][""]
+
+
 def test_missing_runs_are_named(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, seeds=(0, 1, 2))
     groups["low"] = groups["low"][:2]

@@ -31,11 +31,10 @@ from hetfl.runs.run_folder import note_end
 from hetfl.session.defaults import (
     callbacks_of_training,
     drop_previous,
-    folders_of,
     with_run_folder,
     with_safe_checkpoints,
 )
-from hetfl.session.drawing import print_figures
+from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.trackers import Trackers, places_of, send_figures
 
 
@@ -176,6 +175,10 @@ class FederatedCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: checkpoints have no hyperparameters, and only SafeCheckpointIO detects damage."""
+
+    def _dump_config(self) -> None:
+        """Do nothing: Lightning would give the settings to modules as hyperparameters, which takes half a second."""
+        self.config_dump: dict[str, Any] = {}
 
     def before_instantiate_classes(self) -> None:
         """Check the settings, and set the run folder of a resumed run.

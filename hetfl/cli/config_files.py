@@ -59,9 +59,10 @@ def config_file(name: str) -> str:
 
 
 def near_names(name: str) -> str:
-    """Return ``; the nearest names are ...`` for a name that is unknown; an empty text if none is near."""
+    """Return ``; the nearest names are ...`` for an unknown name: packaged ones and files; empty if none is near."""
     wanted = name.removesuffix(SUFFIX).removeprefix("configs/")
     likeness = {known: _likeness(wanted, known) for known in packaged_names()}
+    likeness |= {str(file): _likeness(name, str(file)) for file in Path(name).parent.glob(f"*{SUFFIX}")}
     near = sorted(
         (known for known in likeness if likeness[known] >= LEAST_LIKENESS), key=lambda known: -likeness[known]
     )

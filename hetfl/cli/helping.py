@@ -13,7 +13,7 @@ COLUMNS = 80
 """Width of a terminal."""
 
 VERBS: Mapping[str, tuple[str, str]] = {
-    "init": ("[FOLDER]", "write a small project with a net, data and a test of your own"),
+    "init": ("[FOLDER] [--data KIND] [--method NAME]", "write a small project with a net, data and a test of your own"),
     "configs": ("[NAME]", "list the packaged configurations, or print one"),
     "data": ("-c FILE", "show the clients' data, without a run"),
     "describe": ("-c FILE", "show levels, FLOPs, bytes per round, fleet and data, without a run"),
@@ -60,9 +60,11 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "Run": {
         "--seed_everything N": "the seed of everything",
+        "--data.seed N": "its own seed for the data",
         "--model.executor CLASS": "hetfl.local.Workers, Stacked, ...",
         "--trainer.check_val_every_n_epoch N": "rounds between two validations",
         "--trainer.logger.name NAME": "the run folder is in runs/NAME/",
+        "--plots_every K": "draw plots/ every K rounds, too",
         "--print_config": "every setting with its value; no run",
     },
 }

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from hetfl.arguments import suggestion
 from hetfl.cli.parser import OneLineParser
+from hetfl.cli.project_parts import METHODS, Method, compressor_text, levels_text, method_named, sizes_of
 from hetfl.errors import ConfigurationError
 
 TEMPLATES = Path(__file__).parent / "project"
@@ -41,11 +43,30 @@ class Example:
     channels: str
     files: Callable[[], dict[str, bytes]] = dict
 
-    def project(self) -> dict[str, bytes]:
-        """Return the contents of the files of the project, by name."""
+    def project(self, method: Method, sizes: tuple[float, ...], compressor: str) -> dict[str, bytes]:
+        """Return the contents of the files of the project, by name.
+
+        Args:
+            method: the method.
+            sizes: sizes of its levels.
+            compressor: name of a packaged compressor.
+        """
         data = _template(self.data) + _template("clients.yaml")
-        settings = {name: f"{getattr(self, name)!s:<2}" for name in ("in_channels", "num_classes", "hidden")}
-        configuration = Template(_template(CONFIGURATION)).substitute(settings, data=data, channels=self.channels)
+        hidden, net_class = (self.hidden, "net.Net")
+        if method.axis == "depth":
+            hidden, net_class = [16, 32, 32, 64][4 - int(sizes[0]) :], "hetfl.models.MultiExitConvNet"
+        settings = {name: f"{getattr(self, name)!s:<2}" for name in ("in_channels", "num_classes")}
+        configuration = Template(_template(CONFIGURATION)).substitute(
+            settings,
+            data=data,
+            channels=self.channels,
+            hidden=hidden,
+            net_class=net_class,
+            model=method.model,
+            parts=method.parts,
+            levels=levels_text(sizes, method.axis),
+            compressor=compressor_text(compressor),
+        )
         net = _template(self.net)
         return {CONFIGURATION: configuration.encode(), "net.py": net.encode(), **self.files()}
 
@@ -96,7 +117,7 @@ def main(args: Sequence[str]) -> None:
         args: the arguments after the verb.
 
     Raises:
-        ConfigurationError: the kind of data is unknown, or the project cannot be written into the folder.
+        ConfigurationError: an option has an unknown value, or the project cannot be written into the folder.
     """
     parser = OneLineParser(
         prog="hetfl init",
@@ -104,11 +125,22 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="The folder; made if it is missing.")
     parser.add_argument("--data", type=str, default="digits", help=f"Kind of example data: {', '.join(EXAMPLES)}.")
+    add = parser.add_argument
+    add("--method", type=str, default="heterofl", help=f"Method: {', '.join(METHODS)}.")
+    add("--levels", type=str, default=None, help="Widths of the levels, such as 1,0.5,0.25; for depthfl depths: 4,2,1.")
+    add(
+        "--compressor", type=str, default="top_k", help="Compressor of uploads, a packaged one: none, top_k, chain, ..."
+    )
     given = parser.parse_args(list(args))
     if given.data not in EXAMPLES:
-        raise ConfigurationError(f"Expected --data of {', '.join(EXAMPLES)} but got {given.data!r}")
+        raise ConfigurationError(
+            f"Expected --data of {', '.join(EXAMPLES)} but got {given.data!r}{suggestion(given.data, list(EXAMPLES))}"
+        )
+    method = method_named(given.method)
+    if method.axis == "depth" and EXAMPLES[given.data].net == "table_net.py":
+        raise ConfigurationError(f"Expected --data of digits or images for {given.method} but got {given.data!r}")
     folder = Path(given.folder)
-    files = EXAMPLES[given.data].project()
+    files = EXAMPLES[given.data].project(method, sizes_of(given.levels, method), given.compressor)
     names = sorted({name.partition("/")[0] for name in files})
     check_free(folder, names)
     for name, content in files.items():

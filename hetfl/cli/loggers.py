@@ -19,8 +19,8 @@ def add_run_folder(config: Namespace) -> None:
     logger = config.trainer.logger
     loggers = logger if isinstance(logger, list) else [logger]
     if any(isinstance(each, Namespace) for each in loggers) and not run_folders(config):
-        arguments = Namespace(root="runs", name="run", folder=None)
-        folder = Namespace(class_path="hetfl.runs.RunFolder", init_args=arguments)
+        arguments = Namespace(root="runs", name="run", folder=None)  # type: ignore[no-untyped-call]
+        folder = Namespace(class_path="hetfl.runs.RunFolder", init_args=arguments)  # type: ignore[no-untyped-call]
         config.trainer.logger = [folder, *loggers]
 
 
@@ -39,7 +39,7 @@ def go_on_tracking(config: Namespace, places: Iterable[tuple[str, dict[str, Any]
                 waiting.remove(logger)
                 settings = logger.init_args
                 known = {key: value for key, value in arguments.items() if key in settings}
-                settings.update(Namespace(known))
+                settings.update(Namespace(known))  # type: ignore[no-untyped-call]
                 if further := {key: value for key, value in arguments.items() if key not in known}:
                     logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), **further}
                 break

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 import pandas as pd
 from rich.console import Console
 
 from hetfl.analysis import Run
+from hetfl.compare.grid import parse_grid, seeds_of, spread_out
 from hetfl.compare.plan import (
     Action,
     Contender,
@@ -75,8 +77,10 @@ def main(args: Sequence[str]) -> None:
     """
     given, settings = _parse(args)
     out = Path(given.out)
-    contenders = parse_contenders(given.runs)
-    runs = plan(contenders, parse_seeds(given.seeds), settings, out)
+    grid = parse_grid(given.grid)
+    seeds = parse_seeds(seeds_of(grid, given.seeds))
+    contenders = spread_out(parse_contenders(given.runs), grid)
+    runs = plan(contenders, seeds, settings, out)
     if not given.mixed_data:
         check_same_data(runs)
     actions = {run: next_action(run) for run in runs}
@@ -94,7 +98,9 @@ def main(args: Sequence[str]) -> None:
         _print_plan(actions)
         return
     with only_one(out) as lock:
-        run_comparison(runs, out, lock=lock, jobs=given.jobs, mixed_data=given.mixed_data, headline=headline)
+        columns = {"": tuple(grid), **{each.name: each.values for each in contenders}}
+        options = {"jobs": given.jobs, "mixed_data": given.mixed_data, "headline": headline}
+        run_comparison(runs, out, lock=lock, grid=columns, **options)
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -130,7 +136,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a name and its YAML files or packaged configurations, of which later ones override earlier ones; "
         "repeat it for every name",
     )
-    add("--seeds", nargs="+", default=["0"], metavar="SEED", help="seeds of every configuration (default: 0)")
+    add("--seeds", nargs="+", metavar="SEED", help="seeds of every configuration (default: 0)")
+    add(
+        "--grid",
+        metavar="KEY=VALUE[,VALUE...]",
+        action="append",
+        default=[],
+        help="every configuration with every value of a setting; with several --grid, every combination of values; "
+        "seed=0,1 is --seeds 0 1",
+    )
     add("--out", metavar="DIR", help="folder of the comparison, with its runs and report.html")
     add(
         "--jobs",
@@ -163,7 +177,7 @@ def plan(contenders: Sequence[Contender], seeds: Sequence[int], settings: Sequen
 
 
 def _arguments(contender: Contender, settings: Sequence[str]) -> list[str]:
-    return [*(part for file in contender.files for part in ("-c", file)), *settings]
+    return [*(part for file in contender.files for part in ("-c", file)), *settings, *contender.settings]
 
 
 def check_same_data(runs: Sequence[PlannedRun]) -> None:
@@ -182,7 +196,14 @@ def check_same_data(runs: Sequence[PlannedRun]) -> None:
 
 
 def run_comparison(
-    runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool, headline: Headline = ACCURACY
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    lock: int,
+    jobs: int,
+    mixed_data: bool,
+    headline: Headline = ACCURACY,
+    grid: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     """Execute unfinished runs, and write a report on the finished ones.
 
@@ -193,6 +214,7 @@ def run_comparison(
         jobs: number of runs at a time.
         mixed_data: whether to accept runs on different data.
         headline: the score by which models are compared.
+        grid: the values of a grid by name, and its keys under the empty name.
 
     Raises:
         SystemExit: a run failed (after a report on the finished runs), or a signal stopped the runs (without a report).
@@ -211,7 +233,7 @@ def run_comparison(
     if not groups:
         sys.stderr.write("hetfl: error: no report: no run is finished\n")
         sys.exit(1)
-    _print_results(groups, headline)
+    _print_results(groups, headline, grid)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
     failed = [_failure(run, line) for run, line in zip(runs, lines, strict=True) if run not in over]
     # unfinished=True: a run that its settings ended before its last round is finished.
@@ -246,17 +268,21 @@ def _print_plan(actions: dict[PlannedRun, Action]) -> None:
     print_table(table, Console())
 
 
-def _print_results(groups: dict[str, list[PlannedRun]], headline: Headline) -> None:
-    """Print the test headline and the costs of the finished runs, by name."""
+def _print_results(
+    groups: dict[str, list[PlannedRun]], headline: Headline, grid: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
+    """Print the test headline and the costs of the finished runs, by name, with a column for each key of a grid."""
+    keys = grid.get("", ())
     table = plain_table("Comparison: means over seeds")
-    for heading in ("run", "seeds", f"test {headline.words}", *COSTS):
+    for heading in ("run", *(key.rpartition(".")[2] for key in keys), "seeds", f"test {headline.words}", *COSTS):
         table.add_column(cell(heading), justify="left" if heading == "run" else "right", no_wrap=True)
     for name, runs in groups.items():
         reached = [standing(run.folder) for run in runs]
         score = spread_of([at.test_score for at in reached])
         costs = {name: spread_of([getattr(at, column) for at in reached]) for name, (column, _) in COSTS.items()}
         table.add_row(
-            cell(name),
+            cell(name.partition(",")[0] if keys else name),
+            *(cell(value) for value in grid.get(name, ()) if keys),
             str(len(runs)),
             "–" if score is None else score.shown(headline),
             *("–" if cost is None else COSTS[name][1](cost.mean) for name, cost in costs.items()),

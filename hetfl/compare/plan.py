@@ -34,10 +34,14 @@ class Contender:
     Attributes:
         name: its name, and the name of the folder of its runs.
         files: YAML files or names of packaged configurations; later ones override earlier ones.
+        settings: arguments that override the files: those of a grid.
+        values: the grid's values, in the order of its keys.
     """
 
     name: str
     files: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 def parse_contenders(given: Sequence[str]) -> list[Contender]:

@@ -23,7 +23,7 @@ from hetfl.report.tables import (
 )
 from hetfl.report.values import PICTURE as VALUES
 from hetfl.report.values import ValuedRun, left_out_table, value_table, valued
-from hetfl.report.verdict import ends_over, front_text, rule, verdict
+from hetfl.report.verdict import clients_text, density_text, ends_over, front_text, rule, verdict
 from hetfl.report.wording import caution, findings, look_for
 
 
@@ -141,7 +141,7 @@ def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
         caption = f"{headline.heading} of the global model {material.when} over all bytes that a run uploaded."
         blocks += _picture(material, f"{headline.name}_at_bytes", pictures, "at_bytes", caption, front_text(material))
         caption = "Share of the entries of clients' parts that were sent in each round."
-        blocks += _picture(material, "density_over_rounds", pictures, "density", caption)
+        blocks += _picture(material, "density_over_rounds", pictures, "density", caption, density_text(material))
     return Section(f"{headline.heading} over {cost.name}", blocks)
 
 
@@ -182,7 +182,8 @@ def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     if without:
         yield Text(f"No clients.csv in {', '.join(without)}: the {headline.several} of single clients are unknown.")
     caption = f"Share of the clients of all seeds with at most the {headline.words} on the horizontal axis."
-    yield from _picture(material, f"{headline.name}_of_clients", pictures, "clients", caption)
+    key = f"{headline.name}_of_clients"
+    yield from _picture(material, key, pictures, "clients", caption, clients_text(material))
 
 
 def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:

@@ -103,8 +103,13 @@ def _data(group: Group) -> str:
 
 def _class_of(group: Group, key: str) -> str:
     value = group.runs[0].config.get(key)
-    path = value.get("class_path") if isinstance(value, dict) else None
-    return brief(str(path).rpartition(".")[2]) if path else "unknown"
+    return brief(_name_of(value)) if value else "unknown"
+
+
+def _name_of(value: Any) -> str:
+    """Return the name of a class or function that a setting names, by a text or by ``class_path``."""
+    path = value.get("class_path") if isinstance(value, Mapping) else value
+    return str(path).rpartition(".")[2]
 
 
 def _clients(group: Group) -> str:
@@ -120,7 +125,7 @@ def _clients(group: Group) -> str:
     if (optimizer := _at(group, "model.local.optimizer")) is not None:
         used = {key: _at(group, f"model.local.optimizer.{key}") for key in ("lr", "momentum", "weight_decay")}
         shown = [f"{key.replace('_', ' ')} {value}" for key, value in used.items() if value]
-        parts.append(f"{_text({'class_path': str(optimizer.get('class_path', ''))})}, {', '.join(shown)}")
+        parts.append(", ".join([_name_of(optimizer), *shown]))
     return ", ".join(filter(None, parts)) or "unknown"
 
 

@@ -17,6 +17,8 @@ SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger
 """Settings in which runs of one group may differ: seeds, folders and the checkpoint to resume from."""
 
 ABSENT = "–"
+LONGEST_VALUE = 16
+"""Characters of a value of a sweep that a column has."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[str]]:
     rows = _differing([group.settings for group in groups])
     # A setting that is null in one class and missing in another class is no difference.
     return {name: row for name, row in rows.items() if not set(row) <= {ABSENT, "null", ""}}
+
+
+def swept_settings(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the settings of a sweep, with the value of each group: those that differ, if all groups have a short one.
+
+    Groups that also differ in settings that only some of them have, such as groups of different methods, have none.
+    """
+    rows = differing_settings(groups)
+    short = all(value != ABSENT and len(_short(value)) <= LONGEST_VALUE for row in rows.values() for value in row)
+    return {name: [_short(value) for value in row] for name, row in rows.items()} if short and len(rows) <= 3 else {}
 
 
 def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:

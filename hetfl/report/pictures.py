@@ -14,14 +14,24 @@ from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
 from hetfl.report.material import Material
 from hetfl.report.panels import Axis, Drawing, Panel
-from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band, band_of, column_over, names_of
+from hetfl.report.series import (
+    COSTS,
+    DENSITY,
+    GLOBAL,
+    ROUNDS,
+    Band,
+    Cost,
+    Numbers,
+    band,
+    band_of,
+    column_over,
+    names_of,
+)
 from hetfl.report.trade_off import score_at_bytes
 from hetfl.report.values import PICTURE as VALUES
 from hetfl.report.values import value_figure
 from hetfl.runs.headline import Headline
 
-DENSITY = "comm/up_density"
-"""The column of the share of entries that were sent."""
 SIZE_LOOK: dict[str, Any] = {"log": True, "points": True, "height": 3.2}
 SIZE_AXES = {
     "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True, height=3.2),

@@ -15,6 +15,8 @@ from hetfl.report.spread import bands
 
 Numbers = NDArray[np.float64]
 
+DENSITY = "comm/up_density"
+"""The column of ``metrics.csv`` with the share of entries that were sent."""
 GLOBAL = "global"
 """Name of the global model among the names of levels and heads."""
 

@@ -12,7 +12,7 @@ from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
-from hetfl.report.groups import Group, differing_settings
+from hetfl.report.groups import Group, differing_settings, swept_settings
 from hetfl.report.matching import BY, LevelRow, level_sizes
 from hetfl.report.material import Material
 from hetfl.report.series import (
@@ -61,17 +61,19 @@ def quantity(spread: Spread | None, write: Callable[[float], str], *, strong: bo
 def group_table(material: Material) -> Table:
     """Return the table of the groups: runs, rounds, and total costs."""
     rows: list[list[str | Cell]] = []
-    for group in material.groups:
+    swept = swept_settings(material.groups)
+    for number, group in enumerate(material.groups):
         rounds = spread_of([rounds_done(run) for run in group.runs])
         spent = [
             quantity(spread_of([final_amount(run, cost.column) for run in group.runs]), cost.write)
             for cost in (BYTES, FLOPS, SECONDS)
         ]
         name, seeds = group.name, ", ".join(group.seeds)
-        rows.append([name, str(len(group.runs)), seeds, quantity(rounds, "{:.0f}".format), *spent])
+        values = [row[number] for row in swept.values()]
+        rows.append([name, *values, str(len(group.runs)), seeds, quantity(rounds, "{:.0f}".format), *spent])
     return Table(
         "The groups, and the total costs of a run.",
-        ["group", "runs", "seeds", "rounds", "uploaded", "computed", "simulated time"],
+        ["group", *swept, "runs", "seeds", "rounds", "uploaded", "computed", "simulated time"],
         rows,
     )
 

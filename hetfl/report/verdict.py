@@ -8,7 +8,7 @@ from itertools import groupby
 
 from hetfl.report.matching import LevelRow, level_sizes
 from hetfl.report.material import Material
-from hetfl.report.series import BYTES, GLOBAL, ROUNDS, Cost, curve, final_amount
+from hetfl.report.series import BYTES, DENSITY, GLOBAL, ROUNDS, Cost, curve, final_amount
 from hetfl.report.spread import FEW, Spread, spread_of
 from hetfl.report.trade_off import front_of, points_of
 from hetfl.report.wording import listed
@@ -227,3 +227,24 @@ def front_text(material: Material) -> str:
         for point in front
     ]
     return f"No group with fewer bytes has a better mean than {listed(named)}." if named else ""
+
+
+def clients_text(material: Material) -> str:
+    """Return what the figure of the clients shows: the mean and the worst clients of each group."""
+    headline, told = material.headline, []
+    for group in material.groups:
+        columns = (headline.local("mean"), headline.local("worst10"))
+        mean, worst = (spread_of([material.value(run, column) for run in group.runs]) for column in columns)
+        if mean is not None and worst is not None:
+            told.append(f"{group.name} {headline.shown(mean.mean)} and {headline.shown(worst.mean)}")
+    return f"Mean over clients and over the worst tenth, global model: {'; '.join(told)}." if told else ""
+
+
+def density_text(material: Material) -> str:
+    """Return what the figure of the density shows: the mean share of entries that each group sends in a round."""
+    told = []
+    for group in material.groups:
+        known = [run.series(DENSITY).mean() for run in group.runs if DENSITY in run.metrics.columns]
+        if known:
+            told.append(f"{100 * sum(known) / len(known):.3g} % with {group.name}")
+    return f"Entries sent in a round, mean: {listed(told)}." if told else ""

@@ -62,13 +62,8 @@ def with_run_folder(loggers: Sequence[Logger]) -> list[Logger]:
     return sorted([*missing, *loggers], key=lambda each: not isinstance(each, RunFolder))
 
 
-def folders_of(loggers: Sequence[Logger]) -> list[Path]:
-    """Return the run folders; empty on ranks other than zero."""
-    folders = [each.save_dir for each in loggers if isinstance(each, RunFolder)]
-    return [Path(folder) for folder in folders if folder is not None]
-
-
 def drop_previous(folders: Sequence[Path], safe: SafeCheckpointIO | None) -> None:
     """Remove the previous checkpoints of runs that have ended, unless a plugin of the user writes checkpoints."""
-    for folder in folders if safe is not None else ():
-        safe.drop_previous(last_checkpoint(folder))
+    if safe is not None:
+        for folder in folders:
+            safe.drop_previous(last_checkpoint(folder))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl.analysis import (
@@ -50,6 +52,12 @@ def print_figures(folder: str | Path) -> list[Path]:
     return drawn
 
 
+def folders_of(loggers: Iterable[Logger]) -> list[Path]:
+    """Return the run folders among loggers; empty on ranks other than zero."""
+    folders = [each.save_dir for each in loggers if isinstance(each, RunFolder)]
+    return [Path(folder) for folder in folders if folder is not None]
+
+
 class Redrawing(Callback):
     """Draws the figures of a run while it trains.
 
@@ -70,7 +78,7 @@ class Redrawing(Callback):
         """Draw the figures of the run folders, if a drawing is due; rank zero does."""
         if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
             return
-        for folder in (each.save_dir for each in trainer.loggers if isinstance(each, RunFolder)):
+        for folder in folders_of(trainer.loggers):
             try:
                 draw(folder)
             except ConfigurationError:  # there is no validation yet

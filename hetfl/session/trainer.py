@@ -18,7 +18,7 @@ from hetfl.federation import FederatedModule
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.runs.run_folder import RunFolder, note_end
 from hetfl.session import defaults
-from hetfl.session.drawing import print_figures
+from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.quiet import quiet
 from hetfl.session.settings import Settings
 from hetfl.session.trackers import Trackers, send_figures
@@ -68,16 +68,24 @@ class Trainer(pl.Trainer):
                 **{**defaults.SETTINGS, **settings}, logger=loggers, callbacks=[*users, *made], plugins=plugins
             )
 
-    def fit(  # type: ignore[override]
-        self, model: FederatedModule, *args: Any, ckpt_path: str | Path | None = None, **settings: Any
+    def fit(
+        self,
+        model: FederatedModule,  # type: ignore[override]
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train; then test the last model and draw the figures, if these are wanted.
 
         Args:
             model: the module.
-            args: as in Lightning's ``fit``.
+            train_dataloaders: not used: clients train.
+            val_dataloaders: not used: the data has the validation samples.
+            datamodule: the data.
             ckpt_path: a checkpoint to go on from; one of a run folder goes on in that folder.
-            settings: as in Lightning's ``fit``; ``datamodule`` is the data.
+            weights_only: as in Lightning's ``fit``.
 
         Raises:
             KeyboardInterrupt: Ctrl-C stopped the run after a round, which is in its checkpoint.
@@ -86,7 +94,7 @@ class Trainer(pl.Trainer):
             for folder in (each for each in self.loggers if isinstance(each, RunFolder)):
                 folder.go_on_in(Path(ckpt_path).parent.parent)
         with quiet():
-            super().fit(model, *args, ckpt_path=ckpt_path, **settings)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         if self._stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self._stop.signal is not None:
@@ -94,24 +102,24 @@ class Trainer(pl.Trainer):
         self._finish(model)
 
     def _finish(self, model: FederatedModule) -> None:
-        folders = defaults.folders_of(self.loggers)
+        folders = folders_of(self.loggers)
         for folder in folders:
             note_end(folder, model.models.version, self.max_epochs or 0)
         if self._final_test:
-            self.test(model, datamodule=model.data, verbose=False)
+            self.test(model, datamodule=model.data)
         for folder in folders if self._plots else ():
             send_figures(self.loggers, print_figures(folder), model.models.version)
         defaults.drop_previous(folders, self._safe)
 
-    def test(self, *args: Any, verbose: bool = False, **settings: Any) -> Any:
+    def test(self, *args: Any, **settings: Any) -> Any:
         """Test as Lightning does; the summary has the results, by level instead of by loader."""
         with quiet():
-            return super().test(*args, verbose=verbose, **settings)
+            return super().test(*args, **{"verbose": False, **settings})
 
-    def validate(self, *args: Any, verbose: bool = False, **settings: Any) -> Any:
+    def validate(self, *args: Any, **settings: Any) -> Any:
         """Validate as Lightning does; the summary has the results, by level instead of by loader."""
         with quiet():
-            return super().validate(*args, verbose=verbose, **settings)
+            return super().validate(*args, **{"verbose": False, **settings})
 
     def settings_of(self, model: FederatedModule) -> tuple[dict[str, Any], bytes]:
         """Return the settings of a run, and its ``config.yaml``, whose first lines name what it does not hold.

@@ -1,0 +1,46 @@
+"""``hetfl report --watch``: a page per round until the run has ended, which loads nothing and escapes names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hetfl.runs.headline import ACCURACY
+from hetfl.runs.metrics_file import MetricsFile
+from hetfl.session.watching import PAGE, watch
+from tests.demo_cases import refused
+from tests.headline_cases import write_run
+
+
+def test_the_page_follows_the_run_until_it_ends(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "<b>" / "run", ACCURACY, [0.25, 0.5], step=0.1, clients=[0.5])
+    whole = (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").unlink()
+    pages: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        pages.append((folder / PAGE).read_text())
+        if len(pages) == 1:
+            (folder / "metrics.csv").write_text("".join(whole.splitlines(keepends=True)[:2]))
+        elif len(pages) == 2:
+            (folder / "metrics.csv").write_text(whole)
+            MetricsFile(folder / "metrics.csv").add(1, {"test/accuracy_by_level/b": 0.375})
+
+    watch(folder, sleep=sleep)
+    assert "No round is done yet." in pages[0]
+    assert "The run trains. 1 of 2 rounds are done (50.0 %)." in pages[1]
+    assert 'http-equiv="refresh"' in pages[1]
+    assert "<td>25.00 %</td><td>–</td>" in pages[1]
+    last = (folder / PAGE).read_text()
+    assert "The run has ended. 2 of 2 rounds" in last
+    assert "<td>37.50 %</td>" in last
+    assert last.count("<svg") == 2
+    assert "refresh" not in last
+    assert "<title>Run &lt;b&gt;, run</title>" in last
+    assert not [word for word in ("<script", "src=", "<link") if word in last]
+
+
+def test_one_run_folder_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], [str(tmp_path), str(tmp_path)], [str(tmp_path / "missing")]):
+        assert "Expected one run folder to watch but got" in refused(capsys, ["report", "--watch", *args])
