@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hetfl.cli import main
 from hetfl.errors import ConfigurationError
 from hetfl.session.drawing import Redrawing
-from hetfl.session.trackers import hyperparameters
+from hetfl.session.trackers import hyperparameters, places_of
 from tests.demo_cases import DEMO, FEW
 
 ROUNDS = [*FEW, "--model.net.hidden=[4,8]", "--trainer.check_val_every_n_epoch=1", "--final_test=false"]
@@ -108,6 +108,14 @@ def test_figures_are_drawn_while_a_run_trains() -> None:
     assert Look.drawn == [2]
     with pytest.raises(ConfigurationError, match="plots_every of at least 1 round but got -1"):
         Redrawing(-1)
+
+
+def test_a_damaged_file_of_trackers_is_refused(tmp_path: Path) -> None:
+    assert places_of(tmp_path) == []
+    for text in ("[{}]", "[1]", "{", '[{"class": "A", "arguments": 3}]'):
+        (tmp_path / "trackers.json").write_text(text)
+        with pytest.raises(ConfigurationError, match="Expected the trackers of a run in .*trackers.json but got"):
+            places_of(tmp_path)
 
 
 def test_names_of_settings_are_those_that_trackers_take() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,16 @@ class Settings:
             value: the value.
             key: its dotted name.
         """
+        value = value.item() if isinstance(value, np.generic) else value
         if value is None or isinstance(value, PLAIN):
-            return value
+            kind = next((kind for kind in PLAIN if isinstance(value, kind)), None)
+            return None if kind is None else kind(value)  # of a subclass, such as an enumeration, the plain value
         if isinstance(value, Path | torch.device):
             return str(value)
         if isinstance(value, Level):
-            return {
-                f.name: kept
-                for f in fields(value)
-                if f.name != "name" and (kept := getattr(value, f.name)) != f.default
-            }
+            sizes = {each.name: getattr(value, each.name) for each in fields(value) if each.name != "name"}
+            defaults = {each.name: each.default for each in fields(value)}
+            return {name: self.of(size, f"{key}.{name}") for name, size in sizes.items() if size != defaults[name]}
         if isinstance(value, Mapping):
             return {str(name): self.of(each, f"{key}.{name}") for name, each in value.items()}
         if isinstance(value, list | tuple):
@@ -91,7 +91,7 @@ def class_path(cls: type) -> str:
     parts = cls.__module__.split(".")
     for count in range(1, len(parts)):
         package = ".".join(parts[:count])
-        if getattr(import_module(package), cls.__name__, None) is cls:
+        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
             return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 

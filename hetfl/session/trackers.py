@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.reading import parse_json, read_bytes
 from hetfl.report.groups import flat_settings
@@ -109,13 +110,16 @@ def places_of(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the classes of the loggers of a run, and the arguments with which they go on; empty if there are none.
 
     Raises:
-        ConfigurationError: the file is larger than any such file.
+        ConfigurationError: the file is not such a file.
     """
     path = folder / FILE
     if not path.is_file():
         return []
-    places = parse_json(read_bytes(path, LARGEST), LARGEST)
-    return [(str(place["class"]), dict(place["arguments"])) for place in places]
+    try:
+        places = parse_json(read_bytes(path, LARGEST), LARGEST)
+        return [(str(place["class"]), dict(place["arguments"])) for place in places]
+    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+        raise ConfigurationError(f"Expected the trackers of a run in {path} but got: {error}") from None
 
 
 def send_figures(loggers: Iterable[Logger], files: Sequence[Path], round: int) -> None:
