@@ -17,7 +17,7 @@ from torch import Tensor
 from hetfl.arguments import GIVEN
 from hetfl.types import Level
 
-PLAIN = (bool, int, float, str)
+PLAIN: tuple[type[Any], ...] = (bool, int, float, str)
 
 
 class Settings:
@@ -38,9 +38,11 @@ class Settings:
             key: its dotted name.
         """
         value = value.item() if isinstance(value, np.generic) else value
-        if value is None or isinstance(value, PLAIN):
-            kind = next((kind for kind in PLAIN if isinstance(value, kind)), None)
-            return None if kind is None else kind(value)  # of a subclass, such as an enumeration, the plain value
+        if value is None:
+            return None
+        for kind in PLAIN:
+            if isinstance(value, kind):
+                return kind(value)  # of a subclass, such as an enumeration, the plain value
         if isinstance(value, Path | torch.device):
             return str(value)
         if isinstance(value, Level):
