@@ -105,5 +105,5 @@ def test_what_no_configuration_can_name_is_noted() -> None:
     assert noted.unnamed == ["model.server_optimizer"]
     assert settings["init_args"]["net"] == {"class_path": "hetfl.models.ConvNet", "init_args": {"hidden": [4, 8]}}
     assert settings["init_args"]["levels"] == {"a": {}, "b": {"width": 0.5}}
-    plain = noted.of([np.float64(0.5), np.int64(3), signal.SIGINT, hetfl.Level("c", np.float32(0.25))], "x")
+    plain = noted.of([np.float64(0.5), np.int64(3), signal.SIGINT, hetfl.Level("c", np.float64(0.25))], "x")
     assert yaml.safe_dump(plain, default_flow_style=True) == "[0.5, 3, 2, {width: 0.25}]\n"

@@ -17,7 +17,7 @@ from torch import Tensor
 from hetfl.arguments import GIVEN
 from hetfl.types import Level
 
-PLAIN = (bool, int, float, str)
+PLAIN: tuple[type[Any], ...] = (bool, int, float, str)
 
 
 class Settings:
@@ -39,8 +39,7 @@ class Settings:
         """
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or isinstance(value, PLAIN):
-            kind = next((kind for kind in PLAIN if isinstance(value, kind)), None)
-            return None if kind is None else kind(value)  # of a subclass, such as an enumeration, the plain value
+            return _plain(value)
         if isinstance(value, Path | torch.device):
             return str(value)
         if isinstance(value, Level):
@@ -94,6 +93,11 @@ def class_path(cls: type) -> str:
         if getattr(sys.modules.get(package), cls.__name__, None) is cls:
             return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a plain value as one of YAML: that of an enumeration, for example."""
+    return next((kind(value) for kind in PLAIN if isinstance(value, kind)), None)
 
 
 def _is(value: Any, default: Any) -> bool:
