@@ -21,8 +21,10 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent.parent / "notebooks"
 KEY = "hetfl"
 """The entry of a notebook's metadata with the digest of its code."""
-LEFT_OUT = re.compile(r"^.*(?:elapsed|run folder|wall time|\d{4}-\d\d-\d\d_).*\n?", re.MULTILINE)
-"""Lines of printed text with times and paths."""
+LEFT_OUT = re.compile(
+    r"^.*(?:\bround +\d+/\d+|\bclients: |elapsed|run folder|wall time|\d{4}-\d\d-\d\d_).*\n?", re.MULTILINE
+)
+"""Lines of printed text with times, paths, and how many processes the machine has."""
 STYLER_ID = re.compile(r"T_[0-9a-f]{5}")
 """Random identifiers in styled tables."""
 NUMBER = re.compile(r"[-−]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
