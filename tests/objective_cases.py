@@ -14,7 +14,7 @@ from torch.optim import SGD
 from hetfl import FederatedModule, HeteroFL
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, FederatedDataModule, TensorData
-from hetfl.local import LocalTraining
+from hetfl.local import LocalTraining, Sequential
 from hetfl.models import MLP, Transformer
 from hetfl.objectives import Classification, LanguageModelling, MultiLabel, Objective, Regression
 from hetfl.selection import Uniform
@@ -62,6 +62,7 @@ class Case:
             "selection": Uniform(4),
             "uplink": ErrorFeedback(TopK(0.3)),
             "local": local,
+            "executor": Sequential(),
         }
         return HeteroFL(self.net, **{**arguments, **self.changes, **changes})
 

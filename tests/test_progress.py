@@ -32,7 +32,7 @@ CLIENTS = 3
 class Federation(pl.LightningModule):
     """The attributes of a federated module that the display reads."""
 
-    objective = SimpleNamespace(headline=ACCURACY)
+    objective, executor = SimpleNamespace(headline=ACCURACY), SimpleNamespace(words="in a test")
 
     def __init__(self, fail_in_round: int | None = None) -> None:
         super().__init__()

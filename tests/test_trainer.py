@@ -61,7 +61,7 @@ def test_a_run_from_python_is_repeated_from_its_configuration(
     shown = capsys.readouterr()
     assert "v_num" not in shown.out
     assert "Tip" not in shown.out + shown.err
-    assert [line.split(" ")[0] for line in shown.out.splitlines()][:3] == ["run", "round", "round"]
+    assert [line.split(" ")[0] for line in shown.out.splitlines()][:3] == ["run", "clients:", "round"]
     folder = folder_of(tmp_path)
     assert (folder / "plots/accuracy_over_rounds.png").is_file()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]

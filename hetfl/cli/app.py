@@ -261,8 +261,7 @@ class FederatedCLI(LightningCLI):
         assert self.trainer is not None
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
-        folders = folders_of(self.trainer.loggers)
-        for folder in folders:
+        for folder in (folders := folders_of(self.trainer.loggers)):
             note_end(folder, self.model.models.version, self.trainer.max_epochs or 0)
         if self.config[self.subcommand].final_test:
             self.final_test()

@@ -102,11 +102,13 @@ class Stack:
         distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
         # One row if all clients hold the same part. Each is copied before the resident net loads the next part.
         self.anchor_SD = torch.empty(distinct, self.layout.size, dtype=self._buffers.dtype, device=device)
-        frozen: list[dict[str, Tensor]] = []
-        for row_D, task in zip(self.anchor_SD, tasks, strict=False):
-            resident = self.bench.resident(task)
-            row_D.copy_(self.row_layout.reordered(resident.anchor_D, self.layout))
-            frozen.append({name: parameter.detach() for name, parameter in resident.frozen.items()})
+        frozen, beyond = list[dict[str, Tensor]](), list[Tensor | None]()
+        for number, task in enumerate(tasks):
+            if number < distinct:
+                resident = self.bench.resident(task)
+                self.anchor_SD[number].copy_(self.row_layout.reordered(resident.anchor_D, self.layout))
+                frozen.append({name: parameter.detach() for name, parameter in resident.frozen.items()})
+            beyond.append(self.bench.beyond(task))  # the resident net still has this task's anchor
         self._fix(frozen)
         self.mask_SD, self.trained_SD = self._masks(parts), self._trained(tasks)
         if self._buffers.shape[1] < len(tasks):
@@ -114,7 +116,6 @@ class Stack:
         self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
         self.theta_SD.copy_(self.anchor_SD)
         self.begun_SD = self.anchor_SD
-        beyond = [self.bench.beyond(task) for task in tasks]
         if any(beyond_D is not None for beyond_D in beyond):
             for row_D, beyond_D in zip(self.theta_SD, beyond, strict=True):
                 if beyond_D is not None:
