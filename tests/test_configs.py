@@ -44,6 +44,7 @@ def test_the_first_line_describes_the_configuration(name: str) -> None:
 def test_every_method_runs(name: str, tmp_path: Path) -> None:
     sizes = ["--model.net.hidden=[10,10,10,10]", "--data.num_clients=10", "--model.selection.clients_per_round=3"]
     short = ["--trainer.max_epochs=2", "--trainer.limit_val_batches=0", "--final_test=false", "--plots=false"]
+    short += ["--model.executor=hetfl.local.Sequential"]  # the slow test of the files has the default executor
     main(["fit", "-c", "base", "-c", name, "-c", "data/digits", *sizes, *short, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     rows = metrics.read_text().splitlines()

@@ -55,6 +55,7 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
     devices.write_text("\n".join(["client,throughput,downlink,uplink,availability", *lines]))
     stacked = [part for file in files for part in ("-c", str(file))]
     arguments = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
+    arguments += ["--model.executor=hetfl.local.Sequential"]
     arguments += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
     main(["fit", *stacked, *SHORT, "--plots=false", *arguments, *settings, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
