@@ -30,6 +30,7 @@ from hetfl.aggregators import (
     MultiKrum,
     TrimmedMean,
 )
+from hetfl.analysis.theme import group_styles, plain
 from hetfl.attacks import ALittleIsEnough, Gaussian, InnerProduct, LabelFlip, Scaling, SignFlip
 from hetfl.data import MNIST, ClientTransform, Digits, FederatedDataModule
 from hetfl.hooks import Hook
@@ -137,11 +138,12 @@ def figure(setting: Setting, attack: str, shares: Sequence[float], seeds: Sequen
     from matplotlib import pyplot
 
     drawing, axes = pyplot.subplots(figsize=(6, 4))
-    for rule in RULES:
+    for rule, style in group_styles(list(RULES)).items():
         scores = [statistics.mean(accuracy(setting, rule, attack, share, seed) for seed in seeds) for share in shares]
-        axes.plot([100 * share for share in shares], scores, marker="o", label=rule)
+        axes.plot([100 * share for share in shares], scores, label=rule, **style.line(len(shares)))
     axes.set(xlabel="hostile clients (%)", ylabel="test accuracy (%)", title=attack)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    plain(axes)
     drawing.savefig(file, dpi=120, bbox_inches="tight")
 
 
