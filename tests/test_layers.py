@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
     {"printable"},
-    {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective", "signals"},
+    {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective", "signals", "cores"},
     {"arguments", "factors", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel", "question"},
     {"part"},

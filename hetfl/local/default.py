@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hetfl.cores import usable_cores
 from hetfl.local.bench import Bench
 from hetfl.local.by_shape import ByShape
 from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import Workers, can_fork, usable_cores
+from hetfl.local.workers import Workers, can_fork
 from hetfl.types import Task
 
 
@@ -25,24 +26,25 @@ class DefaultExecutor(Executor):
 
     def __init__(self) -> None:
         self.processes = usable_cores()
-        self._ranks = 1
+        self._ranks, self._device = 1, "cpu"  # the device of a run that is only described
         self._executor: Executor = Sequential()
 
     def open(self, bench: Bench) -> None:  # noqa: D102
         super().open(bench)
         self._executor.close()
-        self._executor = Workers(usable_cores(), ByShape(self.processes)) if self._forks(bench) else Sequential()
+        self._device = bench.device.type
+        self._executor = Workers(inner=ByShape(self.processes)) if self._forks else Sequential()
         self._executor.open(bench)
 
-    def _forks(self, bench: Bench | None) -> bool:
-        """Return whether worker processes train; without a bench, on the assumption that the model is on the CPU."""
+    @property
+    def _forks(self) -> bool:
+        """Whether worker processes train."""
         # Processes of macOS can fork, but its system libraries do not expect it.
-        on_cpu = bench is None or bench.device.type == "cpu"
-        return sys.platform == "linux" and can_fork() and on_cpu and self._ranks == 1
+        return sys.platform == "linux" and can_fork() and self._device == "cpu" and self._ranks == 1
 
     @property
     def words(self) -> str:  # noqa: D102
-        if not self._forks(getattr(self, "bench", None)):
+        if not self._forks:
             return "one client after the other"
         return f"{usable_cores()} worker processes with one thread each, small nets in groups"
 

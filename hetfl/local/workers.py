@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import multiprocessing
-import os
 import signal
 import traceback
 from collections import deque
@@ -19,6 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from hetfl.cores import usable_cores
 from hetfl.errors import ConfigurationError
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
@@ -229,11 +229,6 @@ class Workers(Executor):
 def can_fork() -> bool:
     """Return whether processes of this platform can fork."""
     return "fork" in multiprocessing.get_all_start_methods()
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:

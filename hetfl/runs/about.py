@@ -12,6 +12,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hetfl.cores import usable_cores
 from hetfl.errors import ConfigurationError
 from hetfl.reading import parse_json, read_bytes
 
@@ -124,7 +125,7 @@ def _version(package: str) -> str:
 
 
 def _cores() -> str:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = usable_cores()
     return f"{count} core{'s' * (count > 1)}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hetfl.cores import usable_cores
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.probe import Form, executor_of, time_forms
 from hetfl.local.auto.schedule import duration, quickest
@@ -14,7 +15,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.jobs import train
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import can_fork, usable_cores
+from hetfl.local.workers import can_fork
 from hetfl.types import NOTHING, Task
 
 log = logging.getLogger(__name__)
