@@ -75,8 +75,9 @@ class Round:
         """
         for piece in self.pieces:
             piece.begin_round(round, lr)
-        if not self._extras or declared_extras(self.pieces) != self._extras[-1][1]:
-            self._extras.append((round, declared_extras(self.pieces)))
+        declared = declared_extras(self.pieces)
+        if not self._extras or declared != self._extras[-1][1]:
+            self._extras.append((round, declared))
         current = RunningRound(self, round, lr, follow)
         self.schedule.run(current)
         current.end()

@@ -82,10 +82,11 @@ class FlowerClients(Clients):
     def post(self, tasks: Sequence[Task]) -> None:  # noqa: D102
         self._begin_round(tasks)
         self._find_nodes()
+        compressor, deadline = pack(self._module.uplink.compressor.state_dict()), self._patience.of("train")
         for task, order in zip(tasks, orders_of(self._module, self._book, tasks), strict=True):
             if (node := self._serving(task.client)) is not None:
                 self._asked[task.client] = self._nodes.participant(node)
-                self._waiting |= self._nodes.send({node: self._request("train", [order])}, self._patience.of("train"))
+                self._waiting |= self._nodes.send({node: self._request("train", [order], compressor)}, deadline)
 
     def arrived(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         answers = {letter.clients[0]: answer for letter, answer in self._nodes.collect(self._waiting)}
@@ -187,8 +188,10 @@ class FlowerClients(Clients):
                 of_node[node].append(number)
                 self._asked[task.client] = self._nodes.participant(node)
         orders = orders_of(self._module, self._book, tasks)
+        compressor = pack(self._module.uplink.compressor.state_dict())
         requests = {
-            node: self._request(job, [orders[n] for n in numbers], samples) for node, numbers in of_node.items()
+            node: self._request(job, [orders[n] for n in numbers], compressor, samples)
+            for node, numbers in of_node.items()
         }
         wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
         answers: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
@@ -197,8 +200,7 @@ class FlowerClients(Clients):
                 answers[number] = answer if isinstance(answer, Failure) else answer.reports[position]
         return answers
 
-    def _request(self, job: JobName, orders: list[Order], samples: int | None = None) -> Request:
-        compressor = pack(self._module.uplink.compressor.state_dict())
+    def _request(self, job: JobName, orders: list[Order], compressor: bytes, samples: int | None = None) -> Request:
         return Request(job, secrets.token_hex(16), self._federation, samples, compressor, orders=orders)
 
     def _reply(self, task: Task, answer: ClientAnswer | Failure) -> Reply:
