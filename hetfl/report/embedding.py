@@ -61,11 +61,11 @@ class Embedded:
         for name in ("width", "height"):
             text = re.sub(rf'(<svg [^>]*?) {name}="[^"]*"', r"\1", text, count=1)
         text = MARK.sub(r'<g class="\1">', text)
-        text = NUMBERS.sub(lambda found: DECIMALS.sub(r"\1", found[0]).replace("\n", ""), text)
+        text = NUMBERS.sub(lambda number: DECIMALS.sub(r"\1", number[0]).replace("\n", ""), text)
         text = UNNEEDED.sub("", text)
         text = IDENTITY.sub(rf"\g<1>{self.prefix}", text)
         if self.lines:
-            text = re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0].lower()], text, flags=re.IGNORECASE)
+            text = re.sub("|".join(VARIABLES), lambda colour: VARIABLES[colour[0].lower()], text, flags=re.IGNORECASE)
         named = f'<svg role="img" aria-label="{escape(words)}" '
         return SPACE.sub("\n", text).replace("<svg ", named, 1)  # matplotlib escapes names
 

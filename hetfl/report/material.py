@@ -116,6 +116,13 @@ class Material:
         """Return the headline of a level or the global model after the round in which groups are compared."""
         return spread_of([self.value(run, column_of(run, part, self.stage)) for run in group.runs])
 
+    def scores(self, row: LevelRow) -> dict[str, Spread]:
+        """Return :meth:`final` of the levels of a row by group, without groups that have no level or no score there."""
+        spreads = {
+            group.name: self.final(group, row.levels[group.name]) for group in self.groups if group.name in row.levels
+        }
+        return {name: spread for name, spread in spreads.items() if spread is not None}
+
 
 def make_material(groups: Sequence[Group], target: float | None, missing: Sequence[str] = ()) -> Material:
     """Return the groups with the decisions about their comparison.

@@ -34,11 +34,10 @@ from hetfl.runs.headline import Headline
 
 SIZE_LOOK: dict[str, Any] = {"log": True, "points": True, "height": 3.2}
 SIZE_AXES = {
-    "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True, height=3.2),
-    "training_flops": Axis(
-        "Computed for a training sample at the level (MFLOP)", scale=1e6, log=True, points=True, height=3.2
-    ),
+    "parameters": Axis("Parameters of the level (thousands)", scale=1e3, **SIZE_LOOK),
+    "training_flops": Axis("Computed for a training sample at the level (MFLOP)", scale=1e6, **SIZE_LOOK),
 }
+"""By measure of size the axis of the figure over sizes."""
 
 
 def score_over(material: Material, cost: Cost, styles: dict[str, Style]) -> Drawing | None:

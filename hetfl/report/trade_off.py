@@ -73,7 +73,7 @@ def points_of(material: Material) -> list[Point]:
 
 
 def front_of(headline: Headline, points: Sequence[Point]) -> list[Point]:
-    """Return the points than which no point with fewer bytes has a better mean, from the fewest bytes to the most."""
+    """Return the points that no point with fewer bytes surpasses in the mean, from the fewest bytes to the most."""
     front: list[Point] = []
     for point in points:
         if not front or headline.better(point.score.mean, front[-1].score.mean):

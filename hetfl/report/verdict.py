@@ -71,11 +71,7 @@ def outcomes_of(material: Material) -> list[Outcome]:
     sign = -1.0 if material.headline.higher_is_better else 1.0
     outcomes = []
     for row in material.rows:
-        scores = {
-            group.name: spread
-            for group in material.groups
-            if group.name in row.levels and (spread := material.final(group, row.levels[group.name])) is not None
-        }
+        scores = material.scores(row)
         if len(scores) < 2:
             continue
         results = dict(sorted(scores.items(), key=lambda item: sign * item[1].mean))
@@ -94,11 +90,9 @@ def verdict(material: Material) -> list[str]:
         return ["No level of one group has nearly the size of a level of another group, so no two are compared."]
     if all(spread.n < 2 for outcome in outcomes for spread in outcome.results.values()):
         return [*_single_seeds(material, outcomes[0]), *_uploads(material)]
-    alike = groupby(outcomes, key=lambda outcome: outcome.kind)
-    sentences = [_sentence(material, list(each), every=len(outcomes)) for _, each in alike]
-    # Where groups are told apart comes first.
-    sentences.sort(key=lambda sentence: "not told apart" in sentence)
-    return [*sentences, *_uploads(material)]
+    alike = [list(each) for _, each in groupby(outcomes, key=lambda outcome: outcome.kind)]
+    alike.sort(key=lambda each: each[0].leader is None)  # where groups are told apart comes first
+    return [*(_sentence(material, each, every=len(outcomes)) for each in alike), *_uploads(material)]
 
 
 def _sentence(material: Material, outcomes: Sequence[Outcome], every: int) -> str:
@@ -231,20 +225,20 @@ def front_text(material: Material) -> str:
 
 def clients_text(material: Material) -> str:
     """Return what the figure of the clients shows: the mean and the worst clients of each group."""
-    headline, told = material.headline, []
+    headline, scores = material.headline, []
     for group in material.groups:
         columns = (headline.local("mean"), headline.local("worst10"))
         mean, worst = (spread_of([material.value(run, column) for run in group.runs]) for column in columns)
         if mean is not None and worst is not None:
-            told.append(f"{group.name} {headline.shown(mean.mean)} and {headline.shown(worst.mean)}")
-    return f"Mean over clients and over the worst tenth, global model: {'; '.join(told)}." if told else ""
+            scores.append(f"{group.name} {headline.shown(mean.mean)} and {headline.shown(worst.mean)}")
+    return f"Mean over clients and over the worst tenth, global model: {'; '.join(scores)}." if scores else ""
 
 
 def density_text(material: Material) -> str:
     """Return what the figure of the density shows: the mean share of entries that each group sends in a round."""
-    told = []
+    shares = []
     for group in material.groups:
         known = [run.series(DENSITY).mean() for run in group.runs if DENSITY in run.metrics.columns]
         if known:
-            told.append(f"{100 * sum(known) / len(known):.3g} % with {group.name}")
-    return f"Entries sent in a round, mean: {listed(told)}." if told else ""
+            shares.append(f"{100 * sum(known) / len(known):.3g} % with {group.name}")
+    return f"Entries sent in a round, mean: {listed(shares)}." if shares else ""

@@ -78,13 +78,10 @@ def findings(material: Material) -> list[str]:
     """Return a text per row of levels: which group is best, and whether the spreads overlap."""
     texts = []
     for row in material.rows:
-        results = {
-            group.name: spread
-            for group in material.groups
-            if group.name in row.levels and (spread := material.final(group, row.levels[group.name])) is not None
-        }
         size = material.size_of(row, short=False)
-        texts.append(f"Level {row.name}{f', {size}' if size else ''}: {level_sentence(results, material.headline)}")
+        texts.append(
+            f"Level {row.name}{f', {size}' if size else ''}: {level_sentence(material.scores(row), material.headline)}"
+        )
     return texts
 
 
