@@ -61,6 +61,15 @@ def to_markdown(document: Document, folder: str) -> str:
     return environment.get_template("report.md").render(document=document, folder=folder)
 
 
+def to_live_page(**values: Any) -> str:
+    """Return the page of a run that trains as HTML.
+
+    Args:
+        values: the variables of ``templates/live.html``; texts are escaped, and figures are SVG.
+    """
+    return _environment(autoescape=True).get_template("live.html").render(values)
+
+
 def escape(text: str) -> str:
     r"""Return text with all special characters of Markdown and HTML escaped.
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 
 from hetfl.analysis import Run, load_run
 from hetfl.analysis.plots import plot_score_over_bytes, plot_score_over_rounds
+from hetfl.analysis.runs import read_metrics
 from hetfl.display.formats import format_quantity, format_seconds, format_share
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.report.rendering import to_live_page
+from hetfl.runs.headline import headline_in
 from hetfl.runs.metrics_file import HEAD
-from hetfl.runs.run_folder import EARLY_END
+from hetfl.runs.run_folder import ended_early
 
 PAGE = "live.html"
 """Name of the page in the run folder."""
@@ -29,35 +33,9 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "simulated time": ("sim/seconds_total", format_seconds),
 }
 """Totals of a run by name: their columns and formats."""
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-{refresh}
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-th, td {{ padding: 0.2rem 1rem 0.2rem 0; text-align: left; }}
-td {{ font-variant-numeric: tabular-nums; }}
-progress {{ width: 100%; }}
-figure {{ margin: 1rem 0; background: white; padding: 0.5rem; }}
-figure svg {{ width: 100%; height: auto; }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>{state}</p>
-{bar}
-{tables}
-{figures}
-</main>
-</body>
-</html>
-"""
+FIGURES = (plot_score_over_rounds, plot_score_over_bytes)
+Cells: TypeAlias = tuple[list[str], list[list[str]]]
+"""A table: the cells of its head, and of its rows."""
 
 
 def watch(folder: Path, every: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -72,16 +50,17 @@ def watch(folder: Path, every: float = 2.0, sleep: Callable[[float], None] = tim
         ConfigurationError: it is not a run folder.
     """
     print(f"{'live page':<18}{folder / PAGE}\n{'':<18}it is written again after every round; Ctrl-C stops this")
-    written = 0
+    table = folder / "metrics.csv"
+    written: int | None = None  # the time of the table that the page shows
+    write_whole(folder / PAGE, page(None, folder, every).encode())
     try:
         while True:
-            changed = (folder / "metrics.csv").stat().st_mtime_ns if (folder / "metrics.csv").is_file() else 1
-            run = load_run(folder) if changed != 1 and changed != written else None
-            if run is not None or not written:
+            changed = table.stat().st_mtime_ns if table.is_file() else None
+            if changed != written and not read_metrics(table, headline_in(folder)).empty:
+                run, written = load_run(folder), changed
                 write_whole(folder / PAGE, page(run, folder, every).encode())
-                written = changed
-            if run is not None and has_ended(run):
-                return
+                if has_ended(run):
+                    return
             sleep(every)
     except KeyboardInterrupt:
         return
@@ -89,8 +68,8 @@ def watch(folder: Path, every: float = 2.0, sleep: Callable[[float], None] = tim
 
 def has_ended(run: Run) -> bool:
     """Return whether a run has all rounds, and its final test if its settings ask for one."""
-    rounds = rounds_of(run)
-    ended = (rounds is not None and len(run.metrics) >= rounds) or (run.folder / EARLY_END).is_file()
+    rounds, done = rounds_of(run), len(run.metrics)
+    ended = rounds is not None and (done >= rounds or ended_early(run.folder, done, rounds))
     return ended and (not run.config.get("final_test", True) or run.clients is not None)
 
 
@@ -113,19 +92,18 @@ def page(run: Run | None, folder: Path, every: float) -> str:
     state = "The run has ended." if over else "The run trains." if done else "No round is done yet."
     if rounds:
         state += f" {done} of {rounds} rounds are done ({format_share(done / rounds)})."
-    return TEMPLATE.format(
-        refresh="" if over else f'<meta http-equiv="refresh" content="{max(1, round(every))}">',
-        title=escape(f"Run {folder.resolve().parent.name}, {folder.resolve().name}"),
+    return to_live_page(
+        refresh=None if over else max(1, round(every)),
+        title=f"Run {folder.resolve().parent.name}, {folder.resolve().name}",
         state=state,
-        bar=f'<progress max="{rounds}" value="{done}" aria-label="rounds done"></progress>' if rounds else "",
-        tables="" if run is None else _scores(run) + _costs(run),
-        figures=""
-        if run is None
-        else "".join(_figure(run, draw) for draw in (plot_score_over_rounds, plot_score_over_bytes)),
+        rounds=rounds,
+        done=done,
+        tables=[] if run is None else [_scores(run), _costs(run)],
+        figures=[] if run is None else filter(None, (_figure(run, draw) for draw in FIGURES)),
     )
 
 
-def _scores(run: Run) -> str:
+def _scores(run: Run) -> Cells:
     """Return a table of the latest scores of the global model, the levels and the heads."""
     headline = run.headline
     rows = []
@@ -135,25 +113,14 @@ def _scores(run: Run) -> str:
         shown = ["–" if each is None or each.empty else headline.shown(float(each.iloc[-1])) for each in known]
         name = part.replace(HEAD, "head ") or "global model"
         rows.append([name, *shown])
-    return _table(["", f"validation {headline.words}", f"test {headline.words}"], rows)
+    return ["", f"validation {headline.words}", f"test {headline.words}"], rows
 
 
-def _costs(run: Run) -> str:
+def _costs(run: Run) -> Cells:
     """Return a table of the totals of the run so far."""
     last = run.metrics.iloc[-1]
-    rows = [
-        [name, write(float(last[column]))] for name, (column, write) in COSTS.items() if last.get(column) is not None
-    ]
-    return _table(["", "so far"], [row for row in rows if "nan" not in row[1]])
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th scope=col>{escape(text)}</th>" for text in headings)
-    body = "".join(
-        f"<tr><th scope=row>{escape(row[0])}</th>{''.join(f'<td>{escape(text)}</td>' for text in row[1:])}</tr>\n"
-        for row in rows
-    )
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+    rows = [[name, write(float(last[column]))] for name, (column, write) in COSTS.items() if pd.notna(last.get(column))]
+    return ["", "so far"], rows
 
 
 def _figure(run: Run, draw: Callable[[Run], Axes]) -> str:
@@ -167,4 +134,4 @@ def _figure(run: Run, draw: Callable[[Run], Axes]) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None})
     svg = drawn.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>\n"
+    return svg[svg.index("<svg") :]
