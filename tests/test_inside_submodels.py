@@ -178,7 +178,7 @@ def data_of_run() -> FederatedDataModule:
     return data
 
 
-def test_the_clients_view_joins_scores_and_labels(fit: Fit, tmp_path: Path) -> None:
+def test_the_clients_view_joins_scores_and_labels(fit: Fit) -> None:
     data = data_of_run()
     trainer = fit(small_module(), data, rounds=1)
     trainer.test(trainer.lightning_module, datamodule=data, verbose=False)
@@ -191,5 +191,6 @@ def test_the_clients_view_joins_scores_and_labels(fit: Fit, tmp_path: Path) -> N
     assert "divergence" in rendered(analysis.plot_client_view(view))
     with pytest.raises(ConfigurationError, match="Expected the columns own_r2 and divergence but got no own_r2"):
         analysis.plot_client_view(view, "own_r2")
+    (folder_of(trainer) / "clients.csv").unlink()
     with pytest.raises(ConfigurationError, match="of a run with a final test, but got no such file"):
-        analysis.client_view(tmp_path, data)
+        analysis.client_view(folder_of(trainer), data)

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, new_figure
+from hetfl.analysis.part_maps import matrices_among
 from hetfl.analysis.theme import FONT_POINTS, MAP, SMALL, level_colours, level_styles, plain, rounds_axis
 from hetfl.errors import ConfigurationError
 
@@ -53,12 +54,7 @@ def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = 
     Raises:
         ConfigurationError: a name is unknown, or its tensor has fewer than two dimensions.
     """
-    maps = [name for name, counts in holders.items() if counts.dim() > 1]
-    names = maps if tensors is None else list(tensors)
-    if unknown := [name for name in names if name not in maps]:
-        raise ConfigurationError(
-            f"Expected names of tensors of two or more dimensions but got {', '.join(map(repr, unknown))}"
-        )
+    names = matrices_among(holders, tensors)
     figure, axes = grid_figure(
         "Clients that ever held an entry",
         "Look for dark regions: few clients ever trained these entries, so the entries depend on the data of few "

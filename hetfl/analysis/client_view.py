@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hetfl.analysis.figures import level_legend, new_figure
+from hetfl.analysis.runs import load_run
 from hetfl.analysis.theme import level_colours, plain
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import client_table
 from hetfl.errors import ConfigurationError
-from hetfl.reading import LARGEST_TABLE, check_size
 
 
 def client_view(folder: str | Path, data: FederatedDataModule) -> pd.DataFrame:
@@ -27,15 +27,13 @@ def client_view(folder: str | Path, data: FederatedDataModule) -> pd.DataFrame:
         (:func:`hetfl.data.mix.divergence`) where targets have labels.
 
     Raises:
-        ConfigurationError: the file is missing, or the data has other clients.
+        ConfigurationError: the file is missing or invalid, or the data has other clients.
     """
-    path = Path(folder) / "clients.csv"
-    if not path.is_file():
-        raise ConfigurationError(f"Expected {path}, of a run with a final test, but got no such file")
-    check_size(path, LARGEST_TABLE)
-    clients, of_data = pd.read_csv(path), client_table(data)
+    clients, of_data = load_run(folder).clients, client_table(data)
+    if clients is None:
+        raise ConfigurationError(f"Expected {folder}/clients.csv, of a run with a final test, but got no such file")
     if clients["train_samples"].tolist() != of_data["train_samples"].tolist():
-        raise ConfigurationError(f"Expected the data of the run in {path.parent} but got clients of other sizes")
+        raise ConfigurationError(f"Expected the data of the run in {folder} but got clients of other sizes")
     known = [name for name in ("labels", "divergence") if name in of_data]
     return clients.join(of_data[known])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetfl.analysis.figures import colour_bar, grid_figure
 from hetfl.analysis.quality import check_classes
-from hetfl.analysis.theme import FONT_POINTS
+from hetfl.analysis.theme import FONT_POINTS, MAP
 
 
 def confusion(logits_NK: Tensor, targets_N: Tensor) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def plot_confusion(tables: dict[str, pd.DataFrame]) -> Figure:
     mistakes = {name: table.to_numpy() * (1 - np.eye(len(table))) for name, table in tables.items()}
     most = max(0.01, *(float(np.nanmax(values)) for values in mistakes.values()))
     for number, (ax, (name, values)) in enumerate(zip(axes, mistakes.items(), strict=True)):
-        image = ax.imshow(100 * values, cmap="viridis", vmin=0, vmax=100 * most)
+        image = ax.imshow(100 * values, cmap=MAP, vmin=0, vmax=100 * most)
         ax.set_title(f"level {name}", fontsize=FONT_POINTS)
         ticks = range(0, len(values), max(1, len(values) // 5))
         ax.set_xticks(ticks)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hetfl.analysis.figures import grid_figure, label_ends, level_legend, new_figure
 from hetfl.analysis.interpolation import loss_barrier
 from hetfl.analysis.part_maps import NOBODY, as_matrix, matrices_among
-from hetfl.analysis.theme import FONT_POINTS, level_colours, plain
+from hetfl.analysis.theme import FONT_POINTS, level_colours, level_styles, plain, rounds_axis
 
 
 def plot_weight_quantiles(table: pd.DataFrame) -> Figure:
@@ -88,17 +88,14 @@ def plot_distance_to_last(table: pd.DataFrame) -> Figure:
         height=2.8,
     )
     ax, levels = axes[0, 0], [str(level) for level in table.columns]
-    colours = level_colours(levels)
-    for level in levels:
-        ax.plot(table.index + 1, table[level], color=colours[level])
+    for level, style in level_styles(levels).items():
+        ax.plot(table.index + 1, table[level], **style.line(len(table)))
     ax.set_ylim(0, 1.05 * float(table.max().max()))
-    ax.set_xlabel("Rounds done")
+    rounds_axis(ax)
     ax.set_ylabel("distance, relative to the last norm")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     plain(ax)
-    first = table.index[0] + 1
-    ax.set_xlim(first, table.index[-1] + 1)
-    level_legend(ax, colours)
+    ax.set_xlim(table.index[0] + 1, table.index[-1] + 1)
+    level_legend(ax, level_colours(levels))
     return figure
 
 
