@@ -10,7 +10,7 @@ import pytest
 from hetfl.analysis import Run
 from hetfl.cli import main
 from hetfl.compare.grid import parse_grid, seeds_of, spread_out
-from hetfl.compare.main import _print_results
+from hetfl.compare.main import _arguments, _print_results
 from hetfl.compare.plan import Contender, PlannedRun
 from hetfl.errors import ConfigurationError
 from hetfl.report.groups import Group, swept_settings
@@ -51,7 +51,8 @@ def test_values_that_are_lists_or_classes_give_short_names() -> None:
     assert seeds_of(grid, None) == ["0"]
     made = spread_out([Contender("w", ("demo",))], grid)
     assert [each.name for each in made] == [f"w,net.hidden={h},uplink.compressor=SignEF" for h in ("4_8", "8_16")]
-    assert made[1].settings == ("--model.net.hidden=[8, 16]", "--model.uplink.compressor=hetfl.compression.SignEF")
+    overriding = ["--model.net.hidden=[8, 16]", "--model.uplink.compressor=hetfl.compression.SignEF"]
+    assert _arguments(made[1], ["--x=1"]) == ["-c", "demo", "--x=1", *overriding]
     with pytest.raises(ConfigurationError, match="at most 1000 configurations"):
         spread_out(made, {"x": tuple(map(str, range(501)))})
 
@@ -59,7 +60,7 @@ def test_values_that_are_lists_or_classes_give_short_names() -> None:
 def test_tables_have_a_column_for_each_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = PlannedRun("w,b.width=0.5", 0, tmp_path, "")
     (tmp_path / "metrics.csv").write_text("step,val/accuracy,test/accuracy,comm/down_bytes_total\n0,0.5,0.75,2000\n")
-    _print_results({run.name: [run]}, ACCURACY, {"": ("model.levels.b.width",), run.name: ("0.5",)})
+    _print_results({run.name: [run]}, ACCURACY, {run.name: {"model.levels.b.width": "0.5"}})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1][:3] == ["run", "width", "seeds"]
     assert lines[3] == ["w", "0.5", "1", "75.00", "%", "–", "2.00", "kB", "–"]

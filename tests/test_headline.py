@@ -187,7 +187,7 @@ def test_a_comparison_shows_the_headline(tmp_path: Path, capsys: pytest.CaptureF
         planned.append(run)
     at = standing(planned[0].folder)
     assert (at.done, at.val_score, at.test_score, at.score, at.up_bytes) == (2, 50.0, 50.0, 50.0, 2e6)
-    comparing._print_results({"width": planned}, MAE)
+    comparing._print_results({"width": planned}, MAE, {})
     shown = capsys.readouterr().out
     assert "test mean absolute error" in shown
     assert "51.00 (50.00–52.00)" in shown

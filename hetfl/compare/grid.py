@@ -81,8 +81,7 @@ def spread_out(contenders: Sequence[Contender], grid: dict[str, tuple[str, ...]]
         replace(
             contender,
             name=",".join([contender.name, *(f"{short[key]}={_in_a_name(value)}" for key, value in values.items())]),
-            settings=tuple(f"--{key}={value}" for key, value in values.items()),
-            values=tuple(values.values()),
+            swept=tuple(values.items()),
         )
         for contender in contenders
         for values in combinations

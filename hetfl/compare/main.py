@@ -98,9 +98,9 @@ def main(args: Sequence[str]) -> None:
         _print_plan(actions)
         return
     with only_one(out) as lock:
-        columns = {"": tuple(grid), **{each.name: each.values for each in contenders}}
+        swept = {each.name: dict(each.swept) for each in contenders}
         options = {"jobs": given.jobs, "mixed_data": given.mixed_data, "headline": headline}
-        run_comparison(runs, out, lock=lock, grid=columns, **options)
+        run_comparison(runs, out, lock=lock, swept=swept, **options)
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -177,7 +177,8 @@ def plan(contenders: Sequence[Contender], seeds: Sequence[int], settings: Sequen
 
 
 def _arguments(contender: Contender, settings: Sequence[str]) -> list[str]:
-    return [*(part for file in contender.files for part in ("-c", file)), *settings, *contender.settings]
+    swept = [f"--{key}={value}" for key, value in contender.swept]
+    return [*(part for file in contender.files for part in ("-c", file)), *settings, *swept]
 
 
 def check_same_data(runs: Sequence[PlannedRun]) -> None:
@@ -203,7 +204,7 @@ def run_comparison(
     jobs: int,
     mixed_data: bool,
     headline: Headline = ACCURACY,
-    grid: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    swept: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
     """Execute unfinished runs, and write a report on the finished ones.
 
@@ -214,7 +215,7 @@ def run_comparison(
         jobs: number of runs at a time.
         mixed_data: whether to accept runs on different data.
         headline: the score by which models are compared.
-        grid: the values of a grid by name, and its keys under the empty name.
+        swept: by name of a configuration, its values in a grid by key; empty without a grid.
 
     Raises:
         SystemExit: a run failed (after a report on the finished runs), or a signal stopped the runs (without a report).
@@ -233,7 +234,7 @@ def run_comparison(
     if not groups:
         sys.stderr.write("hetfl: error: no report: no run is finished\n")
         sys.exit(1)
-    _print_results(groups, headline, grid)
+    _print_results(groups, headline, swept)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
     failed = [_failure(run, line) for run, line in zip(runs, lines, strict=True) if run not in over]
     # unfinished=True: a run that its settings ended before its last round is finished.
@@ -269,10 +270,10 @@ def _print_plan(actions: dict[PlannedRun, Action]) -> None:
 
 
 def _print_results(
-    groups: dict[str, list[PlannedRun]], headline: Headline, grid: Mapping[str, Sequence[str]] = MappingProxyType({})
+    groups: dict[str, list[PlannedRun]], headline: Headline, swept: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Print the test headline and the costs of the finished runs, by name, with a column for each key of a grid."""
-    keys = grid.get("", ())
+    keys = list(next(iter(swept.values()), ()))
     table = plain_table("Comparison: means over seeds")
     for heading in ("run", *(key.rpartition(".")[2] for key in keys), "seeds", f"test {headline.words}", *COSTS):
         table.add_column(cell(heading), justify="left" if heading == "run" else "right", no_wrap=True)
@@ -282,7 +283,7 @@ def _print_results(
         costs = {name: spread_of([getattr(at, column) for at in reached]) for name, (column, _) in COSTS.items()}
         table.add_row(
             cell(name.partition(",")[0] if keys else name),
-            *(cell(value) for value in grid.get(name, ()) if keys),
+            *(cell(swept[name][key]) for key in keys),
             str(len(runs)),
             "–" if score is None else score.shown(headline),
             *("–" if cost is None else COSTS[name][1](cost.mean) for name, cost in costs.items()),

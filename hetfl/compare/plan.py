@@ -34,14 +34,12 @@ class Contender:
     Attributes:
         name: its name, and the name of the folder of its runs.
         files: YAML files or names of packaged configurations; later ones override earlier ones.
-        settings: arguments that override the files: those of a grid.
-        values: the grid's values, in the order of its keys.
+        swept: keys and values of a grid, which override the files.
     """
 
     name: str
     files: tuple[str, ...]
-    settings: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
+    swept: tuple[tuple[str, str], ...] = ()
 
 
 def parse_contenders(given: Sequence[str]) -> list[Contender]:
