@@ -28,12 +28,7 @@ from hetfl.reading import parse_yaml
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.runs.run_folder import note_end
-from hetfl.session.defaults import (
-    callbacks_of_training,
-    drop_previous,
-    with_run_folder,
-    with_safe_checkpoints,
-)
+from hetfl.session.defaults import callbacks_of_training, drop_previous, listed, with_run_folder, with_safe_checkpoints
 from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.trackers import Trackers, places_of, send_figures
 
@@ -210,7 +205,7 @@ class FederatedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer with the callbacks of hetfl, except those that the user switched off."""
         config = self.config_init[self.subcommand].trainer
-        users = [] if self.subcommand in NOT_RUNS else _listed(config.callbacks)
+        users = [] if self.subcommand in NOT_RUNS else listed(config.callbacks)
         if self.subcommand != "fit":
             users = [callback for callback in users if not isinstance(callback, Checkpoint)]
             kwargs["enable_checkpointing"] = False
@@ -218,7 +213,7 @@ class FederatedCLI(LightningCLI):
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         kwargs["callbacks"] = users
         self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, users)
-        kwargs["plugins"], self.checkpoints = with_safe_checkpoints(_listed(config.plugins))
+        kwargs["plugins"], self.checkpoints = with_safe_checkpoints(listed(config.plugins))
         if isinstance(config.logger, list):
             kwargs["logger"] = with_run_folder(config.logger)
         if self.subcommand in NOT_RUNS:
@@ -239,8 +234,10 @@ class FederatedCLI(LightningCLI):
             summary=not given.final_test,
             every=given.plots_every,
         )
-        text = self._parser("fit").dump(as_new_run(given), skip_unset=False)
-        return [*made, Trackers(lambda module: (parse_yaml(text), b""))]
+        return [
+            *made,
+            Trackers(lambda module: parse_yaml(self._parser("fit").dump(as_new_run(given), skip_unset=False))),
+        ]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a verb with all earlier objects excluded from garbage collection.
@@ -287,10 +284,6 @@ class FederatedCLI(LightningCLI):
         drawn = print_figures(folder)
         if trained:
             send_figures(self.trainer.loggers, drawn, self.model.models.version)
-
-
-def _listed(given: Any) -> list[Any]:
-    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _seed(seed: int | bool, of_part: int | None) -> int:

@@ -48,6 +48,11 @@ def callbacks_of_training(
     return [*callbacks, Redrawing(every)] if every else callbacks
 
 
+def listed(given: Any) -> list[Any]:
+    """Return one or several values as a list; None: an empty one."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
 def with_safe_checkpoints(plugins: Sequence[Any]) -> tuple[list[Any], SafeCheckpointIO | None]:
     """Return plugins with one that writes safe checkpoints, and that one; None if the user has a plugin for them."""
     if any(isinstance(plugin, CheckpointIO) for plugin in plugins):

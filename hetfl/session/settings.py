@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hetfl.arguments import GIVEN
+from hetfl.export.constructor import class_path
 from hetfl.types import Level
 
 PLAIN: tuple[type[Any], ...] = (bool, int, float, str)
@@ -78,21 +78,6 @@ class Settings:
             elif not _is(attributes[attribute], parameter.default):
                 arguments[name] = attributes[attribute]
         return arguments
-
-
-def class_path(cls: type) -> str:
-    """Return the shortest path by which a class can be imported.
-
-    >>> from hetfl.compression import TopK
-    >>> class_path(TopK), class_path(torch.optim.SGD)
-    ('hetfl.compression.TopK', 'torch.optim.SGD')
-    """
-    parts = cls.__module__.split(".")
-    for count in range(1, len(parts)):
-        package = ".".join(parts[:count])
-        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
-            return f"{package}.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _plain(value: Any) -> Any:

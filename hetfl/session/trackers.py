@@ -34,30 +34,27 @@ class Trackers(Callback):
     """Gives the settings of a run to its loggers, and keeps where they write.
 
     Args:
-        settings: returns the settings of a module's run, and its ``config.yaml``; the file is empty if another callback
-            writes it.
+        settings: returns the settings of a module's run; called only if there are loggers beside the run folder.
     """
 
-    def __init__(self, settings: Callable[[FederatedModule], tuple[Mapping[str, Any], bytes]]) -> None:
+    def __init__(self, settings: Callable[[FederatedModule], Mapping[str, Any]]) -> None:
         super().__init__()
         self._settings = settings
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the hyper-parameters, and write ``config.yaml`` and :data:`FILE`."""
-        if not trainer.is_global_zero:
+        """Log the hyper-parameters, and write :data:`FILE`."""
+        others = [each for each in trainer.loggers if not isinstance(each, RunFolder)]
+        if not trainer.is_global_zero or not others:
             return
         module = cast(FederatedModule, pl_module)
-        settings, content = self._settings(module)
-        others = [each for each in trainer.loggers if not isinstance(each, RunFolder)]
+        settings = hyperparameters(self._settings(module))
         for logger in others:
-            logger.log_hyperparams(_new_ones(logger, hyperparameters(settings)))
+            logger.log_hyperparams(_new_ones(logger, settings))
             if isinstance(logger, TensorBoardLogger):
                 _write_settings(logger)
                 _overlay_levels(logger, module.objective.headline.name)
-        for folder in (each for each in trainer.loggers if isinstance(each, RunFolder)):
-            if content:
-                folder.write_file("config.yaml", content)
-            if places := [place for logger in others if (place := _place(logger))]:
+        if places := [place for logger in others if (place := _place(logger))]:
+            for folder in (each for each in trainer.loggers if isinstance(each, RunFolder)):
                 folder.write_file(FILE, json.dumps(places, indent=1).encode() + b"\n")
 
 

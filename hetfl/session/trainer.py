@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import yaml
@@ -22,6 +22,24 @@ from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.quiet import quiet
 from hetfl.session.settings import Settings
 from hetfl.session.trackers import Trackers, send_figures
+
+
+class SavedSettings(Callback):
+    """Writes ``config.yaml`` into the run folders before training.
+
+    Args:
+        settings: returns the settings of a module's run, and its ``config.yaml``.
+    """
+
+    def __init__(self, settings: Callable[[FederatedModule], tuple[Mapping[str, Any], bytes]]) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        content = self._settings(cast(FederatedModule, pl_module))[1]
+        for folder in (each for each in trainer.loggers if isinstance(each, RunFolder)):
+            folder.write_file("config.yaml", content)
 
 
 class Trainer(pl.Trainer):
@@ -50,19 +68,19 @@ class Trainer(pl.Trainer):
         plots_every: int = 0,
         **settings: Any,
     ) -> None:
-        self._given = {**settings, "plots_every": plots_every, "plots": plots, "final_test": final_test}
-        self._final_test, self._plots, self._stop = final_test, plots, StopAtRoundEnd()
+        self._given, self._stop = dict(settings), StopAtRoundEnd()
+        self._at_end = {"final_test": final_test, "plots": plots, "plots_every": plots_every}
         loggers = [] if isinstance(logger, bool) else [logger] if isinstance(logger, Logger) else list(logger)
         loggers = [] if logger is False else defaults.with_run_folder(loggers)
-        users = _listed(callbacks)
-        plugins, self._safe = defaults.with_safe_checkpoints(_listed(plugins))
+        users = defaults.listed(callbacks)
+        plugins, self._safe = defaults.with_safe_checkpoints(defaults.listed(plugins))
         checkpoints = settings.get("enable_checkpointing") is not False and bool(loggers)
         settings["enable_checkpointing"] = checkpoints
         progress = settings.get("enable_progress_bar") is not False
         made = defaults.callbacks_of_training(
             users, self._stop, progress=progress, checkpoints=checkpoints, summary=not final_test, every=plots_every
         )
-        made += [Trackers(self.settings_of)] if loggers else []
+        made += [SavedSettings(self.settings_of), Trackers(lambda model: self.settings_of(model)[0])]
         with quiet():
             super().__init__(
                 **{**defaults.SETTINGS, **settings}, logger=loggers, callbacks=[*users, *made], plugins=plugins
@@ -105,9 +123,9 @@ class Trainer(pl.Trainer):
         folders = folders_of(self.loggers)
         for folder in folders:
             note_end(folder, model.models.version, self.max_epochs or 0)
-        if self._final_test:
+        if self._at_end["final_test"]:
             self.test(model, datamodule=model.data)
-        for folder in folders if self._plots else ():
+        for folder in folders if self._at_end["plots"] else ():
             send_figures(self.loggers, print_figures(folder), model.models.version)
         defaults.drop_previous(folders, self._safe)
 
@@ -128,20 +146,15 @@ class Trainer(pl.Trainer):
             model: the module.
         """
         noted = Settings()
-        given = {key: value for key, value in self._given.items() if key not in ("plots_every", "plots", "final_test")}
-        trainer = {key: noted.of(value, f"trainer.{key}") for key, value in given.items()}
+        trainer = {key: noted.of(value, f"trainer.{key}") for key, value in self._given.items()}
         settings: dict[str, Any] = {"seed_everything": model.seed, "trainer": trainer}
         for part, made in (("data", model.data), ("model", model)):
             settings[part] = noted.of(made, part)
             seed = settings[part].get("init_args", {}).pop("seed", 0)
             if seed != model.seed:
                 settings[f"{part}_seed"] = seed
-        settings |= {key: self._given[key] for key in ("final_test", "plots", "plots_every")}
+        settings |= self._at_end
         head = f"# hetfl {hetfl.__version__}, written by hetfl.Trainer\n"
         if noted.unnamed:
             head += f"# not complete, as these are no settings: {', '.join(noted.unnamed)}\n"
         return settings, (head + yaml.safe_dump(settings, sort_keys=False)).encode()
-
-
-def _listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
