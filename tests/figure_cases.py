@@ -21,6 +21,7 @@ from hetfl.report.pictures import draw_all
 from hetfl.runs.about import About
 from hetfl.runs.metrics_file import MetricsFile
 from hetfl.trainer.writing import TIMELINE_COLUMNS
+from tests.conftest import small_net
 from tests.report_cases import ROUNDS, settings, write_clients, write_levels, write_run
 
 LEVELS = ["a", "b", "c"]
@@ -126,12 +127,30 @@ def timeline(_: Path) -> Figure:
     return analysis.plot_timeline(pd.DataFrame(rows, columns=list(TIMELINE_COLUMNS)), LEVELS)
 
 
+def nets() -> dict[str, torch.nn.Module]:
+    """Return the nets of three levels."""
+    return {level: small_net(width=width) for level, width in zip(LEVELS, (1.0, 0.5, 0.25), strict=True)}
+
+
+def loss_path(height: float) -> pd.DataFrame:
+    alpha = np.linspace(0, 1, 5)
+    return pd.DataFrame({"alpha": alpha, "loss": 1 + height * alpha * (1 - alpha), "accuracy": 0.5})
+
+
+def client_view(_: Path) -> Figure:
+    rows = [(LEVELS[k % 3], 10 * k + 5, 0.1 * k, 0.9 - 0.05 * k) for k in range(9)]
+    return analysis.plot_client_view(
+        pd.DataFrame(rows, columns=["level", "train_samples", "divergence", "own_accuracy"])
+    )
+
+
 def logits(seed: int = 0) -> torch.Tensor:
     return torch.randn(40, 10, generator=torch.Generator().manual_seed(seed))
 
 
 TARGETS = torch.arange(40) % 10
 BY_LEVEL = {level: 3 * torch.eye(10)[TARGETS] + logits(i) for i, level in enumerate(LEVELS)}
+HILLS = {"a to b": 0.5, "a to c": 1.0}
 SPECTRA = pd.DataFrame({1: [1.0, 1.2, 1.3], 2: [0.5, 0.4, 0.1], 3: [0.1, 0.01, 0.001]}, index=[0, 4, 9])
 DENSITY = pd.DataFrame(np.linspace(0, 0.4, 12).reshape(3, 4), index=TENSORS, columns=[0, 2, 4, 6])
 CKA = [(f"stage {i}", one, other, 0.9 - 0.2 * i) for i in range(3) for one, other in ("ab", "ac", "bc")]
@@ -168,6 +187,20 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "residuals": lambda _: analysis.plot_residuals(
         pd.DataFrame({"clients": 3, "norm": [1.0, 2.0, 0.5], "rms": [0.01, 0.02, 0.005]}, index=TENSORS)
     ),
+    "weight_quantiles": lambda _: analysis.plot_weight_quantiles(analysis.weight_quantiles(nets())),
+    "weight_spectra": lambda _: analysis.plot_weight_spectra(analysis.weight_spectra(nets())),
+    "distance_to_last": lambda _: analysis.plot_distance_to_last(
+        pd.DataFrame({"a": [0.4, 0.2, 0.0], "b": [0.3, 0.2, 0.0], "c": [0.2, 0.1, 0.0]}, index=[0, 4, 9])
+    ),
+    "loss_paths": lambda _: analysis.plot_loss_paths({name: loss_path(height) for name, height in HILLS.items()}),
+    "level_maps": lambda _: analysis.plot_level_maps(
+        {"stages.0.weight": torch.arange(12).reshape(4, 3) % 3, "head.weight": torch.zeros(5, 4, dtype=torch.int64)},
+        LEVELS,
+    ),
+    "confusion": lambda _: analysis.plot_confusion(
+        {name: analysis.confusion(each, TARGETS) for name, each in BY_LEVEL.items()}
+    ),
+    "client_view": client_view,
     "values": lambda root: analysis.plot_values(
         analysis.load_values(full_run(root / "v")), analysis.load_client_data(root / "v")
     ),

@@ -36,8 +36,8 @@ def commands_in(text: str) -> list[str]:
     blocks = "\n".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
     lines = [line.strip() for line in blocks.splitlines()]
     inline = re.findall(r"`(hetfl [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\n", " "))
-    found = [line for line in lines if line.startswith("hetfl ")] + inline
-    return [re.sub(r"\s# .*| #$", "", command) for command in found if not PLACEHOLDER.search(command)]
+    commands = [line for line in lines if line.startswith("hetfl ")] + inline
+    return [re.sub(r"\s# .*| #$", "", command) for command in commands if not PLACEHOLDER.search(command)]
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands_in(text_of(page))})

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from hetfl import analysis
 from hetfl.analysis import plot_accuracy_over_rounds
 from hetfl.analysis.runs import load_run
 from hetfl.analysis.theme import COLOURS, ON_DARK, TINY, contrast, group_styles, ink_on, level_styles
@@ -120,6 +121,12 @@ def assert_lines_differ(ax: Axes) -> None:
             looks.setdefault(to_hex(line.get_color()), set()).add((pattern, str(line.get_marker())))
     for one, other in itertools.combinations(looks.values(), 2):
         assert not one & other
+
+
+def test_every_figure_of_the_package_is_drawn_here() -> None:
+    names = {name.removeprefix("plot_") for name in dir(analysis) if name.startswith("plot_")}
+    of_accuracy, into_folders = {"accuracy_over_rounds", "accuracy_over_bytes"}, {"run", "clusters"}
+    assert names - of_accuracy - into_folders <= set(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)

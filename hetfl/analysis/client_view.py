@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hetfl.analysis.figures import level_legend, new_figure
 from hetfl.analysis.runs import load_run
-from hetfl.analysis.theme import level_colours, plain
+from hetfl.analysis.theme import level_colours, level_styles, plain
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import client_table
 from hetfl.errors import ConfigurationError
@@ -58,14 +58,16 @@ def plot_client_view(table: pd.DataFrame, score: str = "own_accuracy") -> Figure
         height=2.8,
         columns=2,
     )
-    colours = level_colours(sorted(table["level"].unique()))
+    levels = sorted(table["level"].unique())
+    styles = level_styles(levels)
     for ax, (column, label) in zip(
         axes[0], (("train_samples", "training samples"), ("divergence", "divergence of its labels")), strict=True
     ):
         for level, rows in table.groupby("level"):
-            ax.scatter(rows[column], 100 * rows[score], color=colours[str(level)], s=18)
+            style = styles[str(level)]
+            ax.scatter(rows[column], 100 * rows[score], color=style.colour, marker=style.marker, s=18)
         ax.set_xlabel(label)
         plain(ax)
     axes[0, 0].set_ylabel("score on own test samples, %")
-    level_legend(axes[0, 1], colours)
+    level_legend(axes[0, 1], level_colours(levels))
     return figure

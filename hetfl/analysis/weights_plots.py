@@ -15,7 +15,7 @@ from torch import Tensor
 from hetfl.analysis.figures import grid_figure, label_ends, level_legend, new_figure
 from hetfl.analysis.interpolation import loss_barrier
 from hetfl.analysis.part_maps import NOBODY, as_matrix, matrices_among
-from hetfl.analysis.theme import FONT_POINTS, level_colours, level_styles, plain, rounds_axis
+from hetfl.analysis.theme import FONT_POINTS, group_styles, level_colours, level_styles, plain, rounds_axis
 
 
 def plot_weight_quantiles(table: pd.DataFrame) -> Figure:
@@ -53,7 +53,8 @@ def plot_weight_spectra(table: pd.DataFrame) -> Figure:
         table: the result of :func:`hetfl.analysis.weight_spectra`.
     """
     tensors = list(table["tensor"].unique())
-    colours = level_colours(list(table["level"].unique()))
+    levels = list(table["level"].unique())
+    styles = level_styles(levels)
     figure, axes = grid_figure(
         "Singular values of the weights",
         "Look for lines that reach 0 early: these weights use few directions. A line that ends above 0 uses all.",
@@ -63,15 +64,14 @@ def plot_weight_spectra(table: pd.DataFrame) -> Figure:
     )
     for ax, tensor in zip(axes, tensors, strict=True):
         for level, rows in table[table["tensor"] == tensor].groupby("level", sort=False):
-            marker = "." if len(rows) == 1 else ""
-            ax.plot(rows["position"], rows["value"], color=colours[str(level)], marker=marker)
+            ax.plot(rows["position"], rows["value"], **styles[str(level)].line(len(rows)))
         ax.set_ylim(bottom=0)
         ax.set_title(tensor, fontsize=FONT_POINTS)
         ax.set_xlabel("position")
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         plain(ax)
     axes[0].set_ylabel("singular value")
-    level_legend(axes[-1], colours)
+    level_legend(axes[-1], level_colours(levels))
     return figure
 
 
@@ -92,7 +92,7 @@ def plot_distance_to_last(table: pd.DataFrame) -> Figure:
         ax.plot(table.index + 1, table[level], **style.line(len(table)))
     ax.set_ylim(0, 1.05 * float(table.max().max()))
     rounds_axis(ax)
-    ax.set_ylabel("distance, relative to the last norm")
+    ax.set_ylabel("distance / last norm")
     plain(ax)
     ax.set_xlim(table.index[0] + 1, table.index[-1] + 1)
     level_legend(ax, level_colours(levels))
@@ -111,13 +111,13 @@ def plot_loss_paths(paths: Mapping[str, pd.DataFrame], title: str = "Loss betwee
         "Look for a hill between the ends; its height is beside the line. There, means of both nets are worse.",
         height=3.0,
     )
-    ax, shades = axes[0, 0], level_colours(list(paths))
-    labels, colours, ends = {}, {}, {}
+    ax, styles = axes[0, 0], group_styles(list(paths))
+    colours: dict[str, str] = {}
+    ends: dict[str, tuple[float, float]] = {}
     for name, path in paths.items():
-        labels[name] = f"{name}: {loss_barrier(path):.2f}"
-        colours[labels[name]] = shades[name]
-        ax.plot(path["alpha"], path["loss"], color=shades[name])
-        ends[labels[name]] = (1.0, float(path["loss"].iloc[-1]))
+        label = f"{name}: {loss_barrier(path):.2f}"
+        ax.plot(path["alpha"], path["loss"], **styles[name].line(len(path)))
+        colours[label], ends[label] = styles[name].colour, (1.0, float(path["loss"].iloc[-1]))
     ax.set_xlim(0, 1)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("share of the second net")
