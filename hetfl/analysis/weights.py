@@ -33,9 +33,9 @@ def weight_quantiles(nets: Mapping[str, nn.Module], tensors: Sequence[str] | Non
     columns = [f"q{round(100 * quantile):02d}" for quantile in QUANTILES]
     rows = []
     for level, net in nets.items():
-        own = parameters_of(net)
-        for name in (name for name in names if name in own):
-            values_D = own[name].detach().double().flatten()
+        parameters = parameters_of(net)
+        for name in (name for name in names if name in parameters):
+            values_D = parameters[name].detach().double().flatten()
             spread = torch.quantile(values_D, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
             zeros = float((values_D == 0).double().mean())
             rows.append({"level": level, "tensor": name, "entries": values_D.numel(), "zeros": zeros})
@@ -60,9 +60,9 @@ def weight_spectra(nets: Mapping[str, nn.Module], tensors: Sequence[str] | None 
     names = matrices_among(parameters_of(next(iter(nets.values()))), tensors)
     tables = []
     for level, net in nets.items():
-        own = parameters_of(net)
-        for name in (name for name in names if name in own):
-            values = torch.linalg.svdvals(as_matrix(own[name].detach().double()))
+        parameters = parameters_of(net)
+        for name in (name for name in names if name in parameters):
+            values = torch.linalg.svdvals(as_matrix(parameters[name].detach().double()))
             tables.append(
                 pd.DataFrame(
                     {"level": level, "tensor": name, "position": range(1, len(values) + 1), "value": values.numpy()}
