@@ -161,10 +161,10 @@ def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = AC
         "simulated time": ("sim/seconds_total", format_seconds),
     }
     texts = {name: text(metrics[column]) for name, (column, text) in formats.items() if column in metrics}
-    for unit, short in (("bytes", "B"), ("entries", " entries")):
+    for unit, short, word in (("bytes", "B", ""), ("entries", "", " entries")):
         if (planned := metrics.get(f"budget/planned_{unit}", 0.0)) > 0:
             spent = metrics[f"budget/spent_{unit}"]
-            amounts = [format_quantity(amount, short).replace("  ", " ") for amount in (spent, planned)]
+            amounts = [f"{format_quantity(amount, short).strip()}{word}" for amount in (spent, planned)]
             texts["upload budget"] = f"{amounts[0]} spent of {amounts[1]} planned ({format_share(spent / planned)})"
     lost = metrics.get("sim/lost_total", 0.0)
     if lost:
