@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch.optim import SGD
 
 from hetfl import ConfigurationError, FedAvg
@@ -210,7 +212,7 @@ def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
         return ErrorFeedback(TopK(0.1), DiskStore(str(tmp_path / "residuals")))
 
     def options() -> dict[str, Any]:
-        callbacks = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
+        callbacks = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint(1.0)], "enable_checkpointing": True}
         return {**callbacks, "limit_val_batches": 0}
 
     write, saves = SafeCheckpointIO._write, 0
@@ -234,6 +236,54 @@ def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
     assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
     # Checkpoints are written again: there are the clients' files and at most those of the three previous rounds.
     assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4
+
+
+class Clock(Callback):
+    """A clock that shows rounds of a second, and checkpoints of a quarter."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.now, self.stop_after, self.written = 100.0, stop_after, list[int]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.now += 1.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop |= trainer.current_epoch + 1 == self.stop_after
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert self.written[-1] == pl_module.models.version  # type: ignore[union-attr]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.now += 0.25
+        self.written.append(trainer.current_epoch + 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "stop_after", "written"),
+    # A checkpoint of 0.25 s is a tenth of the time if the next one comes 2.25 s later.
+    [(1.0, None, [1, 2, 3, 4, 5, 6, 7, 8]), (0.1, None, [1, 4, 7, 8]), (0.1, 5, [1, 4, 5]), (0.01, None, [1, 8])],
+)
+def test_checkpoints_take_at_most_their_share_of_the_time_and_the_last_round_has_one(
+    fit: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    stop_after: int | None,
+    written: list[int],
+) -> None:
+    clock = Clock(stop_after)
+    monkeypatch.setattr("hetfl.session.callbacks.time", clock)
+    callbacks = [clock, LastCheckpoint(share)]
+    fit(small_module(), rounds=8, limit_val_batches=0, callbacks=callbacks, enable_checkpointing=True)
+    assert clock.written == written
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_wrong_share_is_refused(share: float) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"Expected share in (0, 1] but got {share}")):
+        LastCheckpoint(share)
 
 
 def test_an_ended_run_keeps_its_newest_checkpoint_unless_that_is_damaged(tmp_path: Path) -> None:

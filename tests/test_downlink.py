@@ -251,7 +251,7 @@ TWICE = ("levels and statistics", "rotated rolling windows", "clusters that shar
 
 
 def checkpoints() -> dict[str, Any]:
-    return {"callbacks": [LastCheckpoint()], "enable_checkpointing": True}
+    return {"callbacks": [LastCheckpoint(1.0)], "enable_checkpointing": True}
 
 
 def state(module: FederatedModule) -> dict[str, Tensor]:

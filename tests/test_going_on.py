@@ -202,7 +202,7 @@ class Best(Callback):
 def test_an_unreadable_callback_state_is_refused_at_the_first_checkpoint(fit: Fit) -> None:
     options = {"plugins": [SafeCheckpointIO()], "enable_checkpointing": True}
     with pytest.raises(ConfigurationError, match="plain values and tensors .*callback") as error:
-        fit(small_module(), rounds=2, callbacks=[LastCheckpoint(), Best()], **options)
+        fit(small_module(), rounds=2, callbacks=[LastCheckpoint(1.0), Best()], **options)
     assert "\n" not in str(error.value)
 
 

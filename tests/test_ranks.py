@@ -145,7 +145,7 @@ def same(one: Any, other: Any) -> bool:
 
 def run(fit: Fit, tmp_path: Path, module: FederatedModule, name: str, **options: Any) -> tuple[dict[str, Any], str]:
     """Return a run's last checkpoint, which rank zero wrote before it ended, and its metrics."""
-    callbacks = [LastCheckpoint()]
+    callbacks = [LastCheckpoint(1.0)]
     fit(module, name=name, callbacks=callbacks, plugins=[SafeCheckpointIO()], enable_checkpointing=True, **options)
     folder = next((tmp_path / name).iterdir())
     kept = SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,47 @@ def last_checkpoint(folder: str | Path) -> Path:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``checkpoints/last.ckpt`` after the validation of every round, in addition to other checkpoints."""
+    """Writes ``checkpoints/last.ckpt`` after the validation of a round, in addition to other checkpoints.
 
-    def __init__(self) -> None:
+    A checkpoint has the states of all clients, so that it may take as long as a short round. Therefore a round writes
+    it only if the time since the last one is at least ``(1 - share) / share`` times as long as the last one took. The
+    first and the last round always write it, and so does a round that a signal ends. A run that dies repeats the rounds
+    since its last checkpoint.
+
+    Args:
+        share: largest share of the time that checkpoints may take, above 0; 1: every round writes one.
+
+    Raises:
+        ConfigurationError: ``share`` is not in (0, 1].
+    """
+
+    def __init__(self, share: float = 0.05) -> None:
+        if not 0 < share <= 1:
+            raise ConfigurationError(f"Expected share in (0, 1] but got {share}")
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.share = share
+        self._took = self._since = 0.0  # seconds of the last checkpoint, and when it was written
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint, if it is time; the first rank decides for all."""
+        begin = time.monotonic()
+        due = _ends(trainer) or (begin - self._since) * self.share >= self._took * (1 - self.share)
+        if trainer.strategy.broadcast(due):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._since = time.monotonic()
+            self._took = self._since - begin
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the last round, unless it is there: a signal may come at the very end of a round."""
+        super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: if the run folder was moved, the saved paths must not be deleted."""
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Return whether the present round is the last one of the training."""
+    rounds = -1 if trainer.max_epochs is None else trainer.max_epochs
+    return (
+        trainer.should_stop or 0 <= rounds <= trainer.current_epoch + 1 or 0 <= trainer.max_steps <= trainer.global_step
+    )
