@@ -21,6 +21,7 @@ from executors import executors
 from memory import slope
 from robust import check as check_medians
 from robust import timed
+from roofline import PASSES_OF_A_STEP, limit
 from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
 from schedules import run as buffered_rounds
@@ -48,6 +49,15 @@ def test_local_rounds_are_checked_and_timed() -> None:
         *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),
     ]
     assert all(len(row.seconds) == 1 for row in timings)
+
+
+def test_the_limit_of_memory_counts_every_pass_over_activations_and_parameters() -> None:
+    arithmetic, seconds = limit(SMALL, "b", bandwidth=1.0, repeats=1)
+    assert arithmetic > 0
+    norms_and_relus = 2 * (3 + 2) * (8 * 8 * 8 + 16 * 4 * 4)  # a norm and a ReLU of both blocks: same sizes in and out
+    pool = 3 * 8 * 8 * 8 + 2 * 8 * 4 * 4
+    parameters = (8 * 9 + 8) + 2 * 8 + (8 * 16 * 9 + 16) + 2 * 16 + (16 * 10 + 10)
+    assert seconds == 4 * (norms_and_relus + pool + parameters * PASSES_OF_A_STEP / SMALL.batch_size)
 
 
 def test_rounds_of_a_language_model_are_checked_and_their_tokens_counted() -> None:
