@@ -18,6 +18,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.lora import LoRA, adapted_layers
 from hetfl.lora.peft_files import save_adapter
 from hetfl.lora.transformers_net import Head, TransformersNet
+from hetfl.methods.het_lora import tail_score
 from hetfl.models import MLP
 from hetfl.part import Part
 from hetfl.submodel import put, state_of, take
@@ -31,11 +32,15 @@ NETS: dict[str, tuple[Callable[..., nn.Module], Tensor]] = {
 }
 
 
-def test_oracles_of_norms_and_of_allocation() -> None:
+def test_oracles_of_norms_of_tails_and_of_allocation() -> None:
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.1, 0.0]])
     b = torch.tensor([[1.0, 0.0, 1.0, 0.1], [0.0, 1.0, 0.0, 0.0]])
     assert product_norm(a, b) == pytest.approx(2.457661, abs=1e-6)
     assert product_norm(a, b) == pytest.approx(float((b @ a).norm()), rel=1e-6)
+    layers = {"one.lora_A": a, "one.lora_B": b, "two.lora_A": 2 * a, "two.lora_B": b}
+    assert float(tail_score({name: layers[name] for name in ("one.lora_A", "one.lora_B")}, 3)) == pytest.approx(0.01)
+    assert float(tail_score(layers, 3)) == pytest.approx(0.01 + 0.02)
+    assert float(tail_score(layers, 2)) == pytest.approx(3 * (2.01 * 1.01) ** 0.5)
     assert allocated({"a": [3, 2, 1], "b": [4, 1, 0.5]}, {"a": 1, "b": 2}, 5) == {"a": 3, "b": 1}
 
 
