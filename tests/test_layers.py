@@ -15,7 +15,18 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
     {"printable"},
-    {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective", "signals", "cores"},
+    {
+        "errors",
+        "seeding",
+        "codes",
+        "compiled",
+        "permutation",
+        "checksum",
+        "collective",
+        "signals",
+        "cores",
+        "importing",
+    },
     {"arguments", "factors", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel", "question"},
     {"part"},

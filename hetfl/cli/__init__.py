@@ -18,6 +18,7 @@ from hetfl.cli.debugging import debug_option
 from hetfl.cli.helping import ALL, OF_SETTINGS, VERBS, asked_for_help
 from hetfl.cli.one_line import command_line
 from hetfl.errors import ConfigurationError
+from hetfl.importing import imported
 
 if TYPE_CHECKING:
     from hetfl.cli.app import FederatedCLI, FederatedTrainer
@@ -68,11 +69,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(given: list[str]) -> None:
     if given[0] not in WATCHING:
-        import_module("hetfl.cli.starting")  # before command_line: Lightning sets the level of its messages
+        imported("hetfl.cli.starting")  # before command_line: Lightning sets the level of its messages
     with debug_option(given), command_line():
         _check_verb(given)
         if given[:1] and given[0] in MODULES:
-            import_module(MODULES[given[0]]).main(given[1:])
+            imported(MODULES[given[0]]).main(given[1:])
             return
         from hetfl.cli.parser import check_arguments
         from hetfl.cli.starting import start

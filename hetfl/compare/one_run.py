@@ -1,4 +1,4 @@
-"""The process of one run of a comparison: ``python -m hetfl.compare.one_run PARENT FOLDER VERB ...``."""
+"""The process of one run of a comparison."""
 
 from __future__ import annotations
 
@@ -67,7 +67,3 @@ def main(args: Sequence[str]) -> None:
     die_with(int(parent))
     with command_line():
         start(rest, cli=partial(RunInFolder, folder=Path(folder)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -22,6 +22,8 @@ from hetfl.printable import printable
 from hetfl.runs.about import COMMAND, command_line
 from hetfl.signals import taking_signals
 
+START = "import sys; from hetfl.importing import imported; imported('hetfl.compare.one_run').main(sys.argv[1:])"
+"""Code of the process of a run, whose arguments follow."""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 5.0
 """Time that a comparison waits for the end of the runs of a comparison that was just killed."""
@@ -135,7 +137,7 @@ def command(run: PlannedRun, action: Action) -> list[str]:
     """Return the command of the process of a run."""
     verb = "test" if action is Action.TEST else "fit"
     checkpoint = ["--ckpt_path", str(run.checkpoint)] if action in (Action.RESUME, Action.TEST) else []
-    program = [sys.executable, "-m", "hetfl.compare.one_run", str(os.getpid()), str(run.folder)]
+    program = [sys.executable, "-c", START, str(os.getpid()), str(run.folder)]
     return [*program, verb, "-c", str(run.folder / "config.yaml"), *checkpoint]
 
 
