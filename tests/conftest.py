@@ -20,10 +20,17 @@ from hetfl.local import LocalTraining, Sequential
 from hetfl.models import ConvNet
 from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
+from tests.slow_cases import mark_slow
 
 # Timing depends on the load of the machine: neither an example nor its generation has a time limit.
 hypothesis.settings.register_profile("hetfl", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("hetfl")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests as slow."""
+    mark_slow(items, config.args)
 
 
 @pytest.fixture(autouse=True)
