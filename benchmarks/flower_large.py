@@ -19,6 +19,7 @@ from typing import Any
 
 import flower_processes
 from flower_processes import HETFL, wait_for
+from slow_link import SlowLink
 
 from hetfl.flower.command.processes import free_port
 
@@ -98,9 +99,16 @@ def arguments(given: argparse.Namespace, clients: int) -> list[str]:
     return settings + (DENSE if given.dense else [])
 
 
-def measure(given: argparse.Namespace, folder: Path) -> Peaks:
-    """Run a federation; return its memory."""
-    clients, port = 1437 // SAMPLES, free_port()
+def measure(given: argparse.Namespace, folder: Path, port: int, near: int) -> Peaks:
+    """Run a federation; return its memory.
+
+    Args:
+        given: the options.
+        folder: for its files.
+        port: at which the server listens.
+        near: to which the nodes connect.
+    """
+    clients = 1437 // SAMPLES
     rest = arguments(given, clients)
     root = f"--trainer.logger.init_args.root={folder}"
     options = ["--port", str(port), "--home", str(folder / "server"), "--log", str(folder / "events.log")]
@@ -112,8 +120,8 @@ def measure(given: argparse.Namespace, folder: Path) -> Peaks:
         for number in range(given.nodes):
             first, last = (clients * each // given.nodes for each in (number, number + 1))
             states, name = folder / f"states{number}", f"node{number}"
-            options = ["--clients", f"{first}-{last - 1}", "--server", f"127.0.0.1:{port}", "--states", str(states)]
-            options += ["--home", str(folder / name)]
+            options = ["--clients", f"{first}-{last - 1}", "--server", f"127.0.0.1:{near}"]
+            options += ["--states", str(states), "--home", str(folder / name)]
             commands[name] = flower_processes.started([*HETFL, "client", *options, *rest], folder / f"{name}.log")
         peaks = Peaks(commands, given.every, folder / "memory.csv")
         wait_for(lambda: ended(commands) or any(event["event"] == "needs" for event in events(folder)))
@@ -141,6 +149,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--dense", action="store_true", help="updates are not compressed")
     options.add_argument("--deadline", type=float, default=600.0, help="of the server, in seconds")
+    options.add_argument("--link", type=float, help="kB/s of the nodes' common link, in each direction")
     options.add_argument("--every", type=float, default=0.5, help="seconds between two samples of the memory")
     options.add_argument("--keep", help="folder for logs and runs, which stays")
     given = options.parse_args()
@@ -148,7 +157,9 @@ def main() -> None:
         folder = Path(given.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        peaks = measure(given, folder)
+        port, near = free_port(), free_port()
+        with SlowLink(near, port, 1000 * given.link) if given.link else contextlib.nullcontext():
+            peaks = measure(given, folder, port, near if given.link else port)
         for event in events(folder):
             if event["event"] in EVENTS:
                 print(f"{event['time']} {event['event']}: {event['node']} {event['text']}")

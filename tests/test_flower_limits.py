@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, GammaFedHT, Identity
 from hetfl.flower import limits
 from hetfl.flower.clients import FlowerClients
+from hetfl.flower.command.processes import environment
 from hetfl.flower.limits import Needs, available_memory, node_memory, report_memory
 from hetfl.flower.messages import read_answer, read_request
 from hetfl.flower.nodes import Nodes
@@ -90,6 +93,10 @@ def test_needs_are_said_in_numbers() -> None:
         r"of a client; .* link needs at least 300 kB/s",
         needs.describe(600.0),
     )
+    small = Needs(1, models=10**4, largest=10**4, updates=3 * 10**4, largest_update=3 * 10**4, global_models=10**4)
+    assert "1 client; models of 0.01 MB" in small.describe(600.0)
+    assert "needs at least 1 kB/s" in small.describe(600.0), "30 kB, as one piece, within 30 s"
+    assert "needs at least 35 kB/s" in needs.describe(3600.0 * 24), "two pieces at once within 30 s each"
 
 
 def test_a_machine_with_less_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +128,13 @@ def test_a_node_keeps_no_state_in_memory(fit: Callable[..., Trainer], tmp_path: 
     fit(module, rounds=2)
     assert not node.module.uplink.residuals.clients()
     assert list((tmp_path / "node").glob("*/client-*"))
+
+
+def test_arrays_travel_in_pieces_that_pass_a_slow_link_in_time(tmp_path: Path) -> None:
+    """Flower's processes read the size of pieces from the environment when they import it."""
+    code = "from flwr.app import Array; print(*(c.data.nbytes for _, c in Array('uint8', (1,), '', b'a' * (5 << 18))"
+    code += ".slice_array()))"
+    pieces = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), check=True, capture_output=True, text=True
+    ).stdout
+    assert pieces.split() == [str(1 << 19)] * 2 + [str(1 << 18)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hetfl.federation import FederatedModule
 from hetfl.flower.events import Reporter
+from hetfl.flower.patience import PIECE_BYTES, PIECE_SECONDS, PIECES_AT_ONCE
 from hetfl.part import Part
 from hetfl.types import Task
 
@@ -72,7 +73,8 @@ class Needs:
             deadline: seconds that nodes have.
             patient: the option that sets them.
         """
-        rate = (self.largest + self.largest_update) / deadline / 1e3
+        pieces = min(max(self.largest, self.largest_update), PIECES_AT_ONCE * PIECE_BYTES)
+        rate = max((self.largest + self.largest_update) / deadline, pieces / PIECE_SECONDS) / 1e3
         return (
             f"{self.clients} client{'' if self.clients == 1 else 's'}; models of {megabytes(self.models)} in all, up "
             f"to {megabytes(self.largest)} for a client; updates of up to {megabytes(self.updates)} in all, up to "
