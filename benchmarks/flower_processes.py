@@ -187,17 +187,19 @@ def stop(name: str, folder: Path, after: str, seconds: float) -> tuple[float, fl
     """
     port = free_port()
     running = {each: start(port, folder) for each, start in COMMANDS.items()}
-    wait_for(lambda: has_said(log_of(name, folder), after))
-    time.sleep(seconds)
-    members = tree(running[name].pid)
-    begin, moment = time.monotonic(), time.time()
-    running[name].send_signal(signal.SIGTERM)
-    running[name].wait()
-    took, end = time.monotonic() - begin, time.time()
-    left = sum(map(lives, members))
+    try:
+        wait_for(lambda: has_said(log_of(name, folder), after))
+        time.sleep(seconds)
+        members = tree(running[name].pid)
+        begin, moment = time.monotonic(), time.time()
+        running[name].send_signal(signal.SIGTERM)
+        running[name].wait()
+        took, end = time.monotonic() - begin, time.time()
+        left = sum(map(lives, members))
+    finally:
+        for command in running.values():
+            end_soon(command)
     written = max((path.stat().st_mtime for path in folder.glob("**/last.ckpt")), default=0.0)
-    for command in running.values():
-        end_soon(command)
     return took, min(took, end - max(moment, written)), left
 
 
