@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("flwr", reason="benchmarks of Flower need it: pip install 'hetfl[flower]'")
 
-from flower_processes import free_port
 from slow_link import SlowLink
+
+from hetfl.flower.command.processes import free_port
 
 RATE, SIZE = 200_000.0, 60_000
 
