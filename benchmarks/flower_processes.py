@@ -57,7 +57,10 @@ def memory(pid: int) -> dict[str, float]:
     """Return the PSS of a process and its descendants in MB, by the process's command."""
     sizes: dict[str, float] = {}
     for each in tree(pid):
-        text = Path(f"/proc/{each}/smaps_rollup").read_text()
+        try:
+            text = Path(f"/proc/{each}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended, or is a zombie
+            continue
         size = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
         words = Path(f"/proc/{each}/cmdline").read_text().split("\0")
         if each != pid and words == [""]:  # it ends
