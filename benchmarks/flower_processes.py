@@ -6,6 +6,8 @@ A page that processes share counts once (PSS). The baseline is a process that im
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
 import random
 import signal
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hetfl.flower.command.processes import descendants, free_port
+from hetfl.flower.command.processes import descendants, free_port, lives
 
 HETFL = [sys.executable, "-c", "import sys; from hetfl.cli import main; sys.exit(main())", "flower"]
 BARE = "import torch, flwr.supernode.cli, time; print(flush=True); time.sleep(600)"
@@ -55,9 +57,14 @@ def memory(pid: int) -> dict[str, float]:
     """Return the PSS of a process and its descendants in MB, by the process's command."""
     sizes: dict[str, float] = {}
     for each in tree(pid):
-        text = Path(f"/proc/{each}/smaps_rollup").read_text()
+        try:
+            text = Path(f"/proc/{each}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended, or is a zombie
+            continue
         size = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
         words = Path(f"/proc/{each}/cmdline").read_text().split("\0")
+        if each != pid and words == [""]:  # it ends
+            continue
         names = (
             "hetfl.flower.command.warm",
             "flower-supernode",
@@ -136,28 +143,102 @@ def shown(parts: dict[str, float], base: float, title: str) -> None:
         print(f"  {size:6.0f} MB  {name}")
 
 
-def stops(folder: Path, count: int, span: float, seed: int) -> None:
-    """Print how long commands take from SIGTERM to their end, at random instants after their start."""
+def log_of(name: str, folder: Path) -> Path:
+    """Return the file with the events of a command."""
+    return folder / ("node.log" if name == "node" else "events.log")
+
+
+def has_said(log: Path, kind: str) -> bool:
+    """Return whether a log has an event of a kind; the empty kind is there at once."""
+    return not kind or (log.is_file() and f"Z {kind}: " in log.read_text())
+
+
+def end_soon(command: subprocess.Popen[bytes]) -> None:
+    """End a command; the second signal ends a server whose round waits for a node that is gone."""
+    for seconds in (5.0, 30.0):
+        command.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(timeout=seconds)
+    command.kill()
+    command.wait()
+
+
+def spans(folder: Path) -> dict[str, list[float]]:
+    """Return for each command how long its phases last in one start."""
+    port = free_port()
+    running = {name: start(port, folder) for name, start in COMMANDS.items()}
+    begin, ends = time.monotonic(), dict[str, list[float]]()
+    logs = {name: log_of(name, folder) for name in COMMANDS}
+    while any(len(ends.get(name, ())) < len(phases) for name, phases in PHASES.items()):
+        for name, phases in PHASES.items():
+            times = ends.setdefault(name, [])
+            while len(times) < len(phases) and has_said(logs[name], phases[len(times)]):
+                times.append(time.monotonic() - begin)
+        if time.monotonic() - begin > START_SECONDS:
+            raise TimeoutError(f"Expected rounds within {START_SECONDS:g} s but got {ends}")
+        time.sleep(0.1)
+    for command in running.values():
+        end_soon(command)
+    return {name: [*(j - i for i, j in itertools.pairwise(times)), ROUNDS_SECONDS] for name, times in ends.items()}
+
+
+def stop(name: str, folder: Path, after: str, seconds: float) -> tuple[float, float, int]:
+    """Stop a command some seconds after an event, beside one of the other kind.
+
+    Returns:
+        Seconds until it has ended; those of them after the last checkpoint; processes left.
+    """
+    port = free_port()
+    running = {each: start(port, folder) for each, start in COMMANDS.items()}
+    try:
+        wait_for(lambda: has_said(log_of(name, folder), after))
+        time.sleep(seconds)
+        members = tree(running[name].pid)
+        begin, moment = time.monotonic(), time.time()
+        running[name].send_signal(signal.SIGTERM)
+        running[name].wait()
+        took, end = time.monotonic() - begin, time.time()
+        left = sum(map(lives, members))
+    finally:
+        for command in running.values():
+            end_soon(command)
+    written = max((path.stat().st_mtime for path in folder.glob("**/last.ckpt")), default=0.0)
+    return took, min(took, end - max(moment, written)), left
+
+
+def stops(folder: Path, names: Sequence[str], count: int, seed: int) -> None:
+    """Print how long commands take from SIGTERM to their end, at random instants in each phase in turn."""
     draw = random.Random(seed)
-    for name, start in (("node", node), ("server", server)):
-        times, left = [], 0
+    (folder / "start").mkdir()
+    lengths = spans(folder / "start")
+    for name in names:
+        times: dict[str, list[float]] = {}
+        beside, left = [], 0
         for number in range(count):
-            place = folder / f"{name}{number}"
+            place, phase = folder / f"{name}{number}", number % len(PHASES[name])
             place.mkdir()
-            port = free_port()
-            other = (server if name == "node" else node)(port, place)
-            process = start(port, place)
-            time.sleep(draw.uniform(0.0, span))
-            members = tree(process.pid)
-            begin = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            times.append(time.monotonic() - begin)
-            left += sum(Path(f"/proc/{each}/stat").exists() for each in members)
-            other.terminate()
-            other.wait()
-        listed = ", ".join(f"{each:.1f}" for each in sorted(times))
-        print(f"{name}: at most {max(times):.1f} s in {count} stops ({listed}); {left} processes left", flush=True)
+            after, seconds = PHASES[name][phase], lengths[name][phase] * draw.random()
+            took, rest, remain = stop(name, place, after, seconds)
+            sys.stderr.write(f"{name}: {took:.1f} s, {rest:.1f} s, {seconds:.1f} s after {after or 'the start'}\n")
+            times.setdefault(after or "the start", []).append(took)
+            beside.append(rest)
+            left += remain
+        most = max(itertools.chain(*times.values()))
+        words = f", {max(beside):.1f} s after the last checkpoint" if name == "server" else ""
+        print(f"{name}: at most {most:.1f} s in {count} stops{words}; {left} processes left")
+        for after, each in times.items():
+            print(f"  after {after}: {', '.join(f'{seconds:.1f}' for seconds in sorted(each))} s")
+        print(f"  load average {os.getloadavg()[2]:.1f} in the last 15 minutes, {os.cpu_count()} cores", flush=True)
+
+
+COMMANDS = {"node": node, "server": server}
+PHASES = {
+    "node": ("", "starting", "made", "connecting", "joined", "served"),
+    "server": ("", "listening", "needs", "complete", "served"),
+}
+"""Events with which the phases of a command begin; the first begins with the process."""
+ROUNDS_SECONDS = 10.0
+"""Seconds after the first served round in which a command is stopped."""
 
 
 def main() -> None:
@@ -166,13 +247,13 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=30.0, help="how long a load is measured")
     options.add_argument("--stops", type=int, default=0, help="number of stops per command, instead of sizes")
     options.add_argument(
-        "--span", type=float, default=60.0, help="latest instant of a stop after the start, in seconds"
+        "--of", nargs="+", choices=["node", "server"], default=["node", "server"], help="who is stopped"
     )
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="hetfl-bench-") as folder:
         if given.stops:
-            stops(Path(folder), given.stops, given.span, given.seed)
+            stops(Path(folder), given.of, given.stops, given.seed)
         else:
             sizes(Path(folder), given.seconds)
 

@@ -23,9 +23,6 @@ from hetfl.flower.command.client import _reason
 from hetfl.flower.command.main import _parser
 from hetfl.flower.command.operating import ending_at_once, warnings_as_events
 from hetfl.flower.events import EventFile, EventLog
-from hetfl.flower.limits import COPIES, available_memory, needs
-from hetfl.part import Part
-from hetfl.types import Task
 
 FILES = Path(__file__).parent.parent / "docs" / "deployment"
 
@@ -128,19 +125,6 @@ def test_a_signal_outside_of_training_ends_the_run_at_once() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_what_a_round_needs_is_said_in_numbers() -> None:
-    """Clients with the same model count once for memory."""
-    small, large = (Part({"w": (slice(0, size),)}) for size in (10**6, 3 * 10**7))
-    tasks = [Task(client, "a", 0, 0, 0.1, part) for client, part in enumerate((small, large, large))]
-    text, memory = needs(tasks, 4, 600.0)
-    assert memory == COPIES * (4 * 10**6 + 12 * 10**7)
-    assert re.match(
-        r"3 clients; models of 124 MB in all, up to 120 MB for a client; .* link needs at least 200 kB/s", text
-    )
-    there = available_memory()
-    assert there is None or there > 2**20
 
 
 @pytest.mark.parametrize("name", ["hetfl-server.service", "hetfl-node.service"])

@@ -20,7 +20,7 @@ from hetfl.federation.clients import Clients
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.job_names import named
 from hetfl.flower.letters import Failure, Sent
-from hetfl.flower.limits import available_memory, needs
+from hetfl.flower.limits import Needs, report_memory
 from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.orders import orders_of
@@ -156,12 +156,9 @@ class FlowerClients(Clients):
         if self._needs_reported:
             return
         self._needs_reported = True
-        width = self._module.models.like.dtype.itemsize
-        text, memory = needs(tasks, width, self._patience.of("train"))
-        self._nodes.register.report("needs", text)
-        if (available := available_memory()) is not None and memory > available:
-            text = f"{available / 1e6:,.0f} MB are available here, fewer than a round needs"
-            self._nodes.register.report("memory", text)
+        needs, report = Needs.of(self._module, tasks), self._nodes.register.report
+        report("needs", needs.describe(self._patience.of("train")))
+        report_memory(report, needs.memory)
 
     def _serving(self, client: int) -> int | None:
         """Return the node that is asked for a client; only its own node has its state."""

@@ -165,7 +165,12 @@ class Node:
             if client not in self.clients:
                 raise ConfigurationError(f"Expected a client among {sorted(self.clients)} but got {client}")
             given = replace(order, task=self._with_part(order))
-            return self._train(request, given) if request.job == "train" else self._other(request, given)
+            if request.job != "train":
+                return self._other(request, given)
+            try:
+                return self._train(request, given)
+            finally:
+                self._restore(client, ClientState())  # the disk has it; each would take as much memory as the model
         except StateLost as lost:
             return ClientAnswer(client, "lost", str(lost))
         except RefusedUpdate as refused:

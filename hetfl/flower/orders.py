@@ -10,6 +10,7 @@ import torch
 from hetfl import wire
 from hetfl.entries import gather_flat
 from hetfl.federation import FederatedModule
+from hetfl.flower.limits import received
 from hetfl.flower.messages import Order
 from hetfl.flower.states import StateBook
 from hetfl.part import Part
@@ -35,9 +36,8 @@ def orders_of(module: FederatedModule, book: StateBook, tasks: Sequence[Task]) -
             continue
         if (key := (task.model, task.part.key)) not in models:
             tensors = module.models.tensors[task.model]
-            sent = module.models.unfrozen(task.part) if module.downloads.preinstalled else task.part
             with torch.no_grad():
-                values_D = gather_flat(tensors, sent)
+                values_D = gather_flat(tensors, received(module, task.part))
             models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
         orders.append(replace(order, model=models[key]))
     return orders

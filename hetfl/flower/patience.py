@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from hetfl.errors import ConfigurationError
 
+PIECE_BYTES = 1 << 19
+"""Bytes of the pieces in which arrays travel; Flower's own are ten times as long."""
+PIECES_AT_ONCE, PIECE_SECONDS = 2, 30.0
+"""Pieces that Flower sends at once, and seconds that it waits for the reply to each before it sends it again."""
+
 
 @dataclass(frozen=True)
 class Patience:

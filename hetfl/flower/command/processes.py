@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hetfl.errors import ConfigurationError
 from hetfl.flower.events import COLOURS
+from hetfl.flower.patience import PIECE_BYTES
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
@@ -38,8 +39,10 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES),
 }
-"""Environment variables for Flower: no telemetry, no update check, no installation, and tasks begin soon."""
+"""Environment variables for Flower: no telemetry, no update check, no installation, tasks begin soon, and arrays travel
+in pieces that pass a slow link in time."""
 
 
 @contextlib.contextmanager

@@ -30,6 +30,9 @@ from hetfl.files import write_whole
 from hetfl.flower.command import apps
 from hetfl.flower.command.checks import numbers
 from hetfl.flower.command.operating import end_with_parent, events_of
+from hetfl.flower.events import Reporter
+from hetfl.flower.limits import megabytes, node_memory, report_memory
+from hetfl.flower.node import Node
 from hetfl.reading import LARGEST_TEXT, parse_json
 
 LOOK_SECONDS = 0.05
@@ -126,6 +129,14 @@ def _become_app(args: list[str]) -> None:
         os._exit(status)
 
 
+def _report_needs(node: Node, report: Reporter) -> None:
+    """Report the memory that a round may take beside that of this process."""
+    first, further = node_memory(node.module)
+    text = f"a client takes up to {megabytes(first)} of memory here, each further one of a round {megabytes(further)}"
+    report("needs", text, node.name)
+    report_memory(report, first, node.name)
+
+
 def main() -> None:
     """Make the node, then run Flower's SuperExec."""
     global waiting
@@ -142,6 +153,7 @@ def main() -> None:
     except SystemExit:  # the watching command reads the reason
         write_whole(report, errors.getvalue().encode())
         raise
+    _report_needs(apps.node, events_of(home))
     waiting = Waiting(Path(given["log"]), home / "supernode.pid", given["address"])
     gc.collect()
     gc.freeze()  # collections in forks would touch, and so copy, all objects of this process
