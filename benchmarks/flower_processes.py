@@ -21,7 +21,9 @@ from pathlib import Path
 from hetfl.flower.command.processes import descendants, free_port, lives
 
 HETFL = [sys.executable, "-c", "import sys; from hetfl.cli import main; sys.exit(main())", "flower"]
-BARE = "import torch, flwr.supernode.cli, time; print(flush=True); time.sleep(600)"
+BARE = "import torch, flwr.supernode.cli, time; {}; print(flush=True); time.sleep(600)"
+TRAINING = "p = torch.nn.Parameter(torch.zeros(1)); torch.optim.SGD([p], lr=0.1)"
+"""What every client does that trains: torch's first optimizer imports torch's compiler."""
 SETTINGS = ["-c", "experiment/flower_digits", "--model.net.init_args.hidden", "[8,16]", "--plots", "false"]
 SETTINGS += ["--final_test", "false", "--trainer.max_epochs", "1000"]
 PAGE = os.sysconf("SC_CLK_TCK")
@@ -99,9 +101,9 @@ def wait_for(ready: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def bare() -> float:
-    """Return the PSS of the baseline in MB."""
-    with subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE) as process:
+def bare(work: str) -> float:
+    """Return the PSS in MB of a process that does some work after the imports."""
+    with subprocess.Popen([sys.executable, "-c", BARE.format(work)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         size = sum(memory(process.pid).values())
@@ -111,8 +113,8 @@ def bare() -> float:
 
 def sizes(folder: Path, seconds: float) -> None:
     """Print the memory and the load of a node that waits for a server, and of a server in its rounds."""
-    base, port = bare(), free_port()
-    print(f"bare process: {base:.0f} MB")
+    base, port = bare("pass"), free_port()
+    print(f"bare process: {base:.0f} MB, with an optimizer: {bare(TRAINING):.0f} MB")
     one = node(port, folder)
     wait_for(lambda: "unreachable" in (folder / "node.log").read_text())
     shown(memory(one.pid), base, f"node, waiting; {share(one.pid, seconds):.1%} of a core")
