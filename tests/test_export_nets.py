@@ -121,10 +121,13 @@ def test_a_users_net_must_be_given_to_load(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"net=MyNet.*TwoHeads\(hidden=6, width=1.0\), and only") as error:
         hetfl.load(path)
     assert "\n" not in str(error.value)
+    assert torch.equal(hetfl.load(path, TwoHeads).layer.weight, module.submodel("a").layer.weight)  # type: ignore[union-attr, arg-type]
     with pytest.raises(
         ConfigurationError, match=r"tensor 'layer.weight' .* float32 \(12, 64\) but got float32 \(6, 64\)"
     ):
-        hetfl.load(path, TwoHeads)
+        hetfl.load(path, functools.partial(TwoHeads))
+    with pytest.raises(ConfigurationError, match=r"Expected a net from the card's .*TwoHeads.* but got: .*'hidden'"):
+        hetfl.load(path, nn.Flatten)
     widthless: Any = lambda: TwoHeads(hidden=6)  # noqa: E731
     assert isinstance(hetfl.load(path, widthless), TwoHeads)
     export_submodel(module, "a", tmp_path / "a.onnx")

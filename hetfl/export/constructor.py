@@ -93,15 +93,16 @@ def make(card: Card, net: NetFactory | None) -> nn.Module:
 
     Args:
         card: the constructor call of the net, and its level.
-        net: the user's constructor, called with the sizes of the level; None: class and arguments of the card.
+        net: the user's class, called with the arguments of the card; or another constructor, called with the sizes of
+            the level; None: class and arguments of the card.
 
     Raises:
         ConfigurationError: the class in the card is not a net of hetfl, or its constructor fails with the arguments.
     """
     with torch.random.fork_rng(devices=[]):
-        if net is not None:
+        if net is not None and not is_of_card(card, net):
             return net(**_level_arguments(net, card.level)).to(card.torch_dtype)
-        kind, arguments = own_net(card.net), card.net.arguments
+        kind, arguments = net or own_net(card.net), card.net.arguments
         if kind is None or arguments is None:
             raise ConfigurationError(
                 f"Expected a constructor, as in hetfl.load(path, net=MyNet), but got none: the card names "
@@ -113,6 +114,11 @@ def make(card: Card, net: NetFactory | None) -> nn.Module:
             raise ConfigurationError(
                 f"Expected a net from the card's {card.net!s:.200} but got: {reason(error)}"
             ) from None
+
+
+def is_of_card(card: Card, net: NetFactory | None) -> bool:
+    """Return whether a net is made with the arguments of its card: without a user's constructor, or with a class."""
+    return net is None or (isinstance(net, type) and card.net.arguments is not None)
 
 
 @contextmanager

@@ -26,8 +26,9 @@ def load(path: str | Path, net: NetFactory | None = None) -> nn.Module:
 
     Args:
         path: a file that :func:`hetfl.export.export_submodel` or ``hetfl export`` wrote.
-        net: only for safetensors files: the constructor of a net that is not one of hetfl. It is the ``net`` of the
-            federated module, and is called with the width and depth of the level.
+        net: only for safetensors files: the class of a net that is not one of hetfl, which gets the arguments in the
+            card. If the card has none, or for another constructor, such as ``functools.partial``: the ``net`` of the
+            federated module, which is called with the width and depth of the level.
 
     Returns:
         The net for a safetensors file. For an onnx file, a module that maps float batches (N, ...), normalised as

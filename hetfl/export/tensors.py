@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
-from hetfl.export.constructor import limited, make
+from hetfl.export.constructor import is_of_card, limited, make
 from hetfl.export.formats import Format, Predict
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.tree import Tree
@@ -34,10 +34,10 @@ class Safetensors(Format):
             tensors = safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ConfigurationError(f"Expected a safetensors file but got: {error}") from None
-        if net is None:
+        if is_of_card(card, net):
             # Sizes from the card are checked before memory is allocated.
             with torch.device("meta"), limited(2 * len(tensors)):
-                check_tensors(tensors_of(make(card, None)), tensors)
+                check_tensors(tensors_of(make(card, net)), tensors)
         built = make(card, net)
         fill(built, tensors)
         return built.eval()
