@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning import Trainer
 from torch import Tensor, nn
 
-from hetfl import FedAvg, HeteroFL, Level
+import hetfl.methods
+from hetfl import FedAvg, FederatedModule, HeteroFL, Level
 from hetfl.aggregators import HolderMean, SampleMean
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.compression import Compressor, Context, ErrorFeedback, TopK
@@ -66,6 +70,19 @@ def test_wrong_arguments_of_other_constructors_are_refused() -> None:
     feedback: Any = ErrorFeedback
     refused(lambda: feedback(0.1), "Expected a Compressor as compressor of ErrorFeedback but got float")
     assert local(2, penalty=Proximal(0.1)).penalty is not None
+
+
+def test_the_command_line_finds_the_settings_of_every_method() -> None:
+    """jsonargparse reads them off the source of constructors. A setting that it does not find is lost from a run."""
+
+    def settings(kind: type) -> set[str]:
+        return set(ArgumentParser().add_class_arguments(kind, fail_untyped=False))
+
+    assert len(names := settings(FederatedModule)) > 20
+    for module in pkgutil.iter_modules(hetfl.methods.__path__, "hetfl.methods."):
+        for kind in vars(importlib.import_module(module.name)).values():
+            if inspect.isclass(kind) and issubclass(kind, FederatedModule):
+                assert names - settings(kind) <= {"personal"}, kind  # Ditto sets it
 
 
 def test_a_checked_class_keeps_its_signature() -> None:

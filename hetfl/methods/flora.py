@@ -41,12 +41,9 @@ class FLoRA(FederatedModule):
     """
 
     def __init__(self, net: NetFactory, levels: dict[str, Level] | Budgets | None = None, **settings: Any) -> None:
-        if settings.get("base") != "preinstalled" or settings.get("aggregator") is not None:
-            got = (
-                "an aggregator"
-                if settings.get("base") == "preinstalled"
-                else f"base {settings.get('base', 'download')}"
-            )
+        base, given = settings.get("base", "download"), settings.pop("aggregator", None)
+        if base != "preinstalled" or given is not None:
+            got = f"base {base}" if base != "preinstalled" else "an aggregator"
             raise ConfigurationError(f"Expected base preinstalled, and no aggregator, for FLoRA but got {got}")
         whole = make_net(net)
         targets = {
@@ -56,4 +53,4 @@ class FLoRA(FederatedModule):
         if not targets:
             raise ConfigurationError(f"Expected a net with adapters for FLoRA but got {type(whole).__name__}")
         rule: Aggregator = StackedProducts(targets)
-        super().__init__(net, levels, **{**settings, "aggregator": rule})
+        super().__init__(net, levels, aggregator=rule, **settings)  # jsonargparse reads the settings' types off this
