@@ -26,7 +26,7 @@ from rich.table import Table
 from scale import fleet_data
 from scipy.optimize import nnls
 from startup import Idle
-from timing import threads
+from timing import no_collector, threads
 
 from hetfl import HeteroFL, Level
 from hetfl.analysis.figures import grid_figure
@@ -117,10 +117,18 @@ def seconds_of(size: Size, rounds: int) -> float:
         check_nesting=False,
     )
     watch = ProcessorTime()
-    off = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    with tempfile.TemporaryDirectory() as folder, threads(1):
-        limits = {"max_epochs": WARMUP + rounds, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-        trainer = Trainer(accelerator="cpu", callbacks=[watch], logger=RunFolder(root=folder), **limits, **off)
+    with tempfile.TemporaryDirectory() as folder, threads(1), no_collector():
+        trainer = Trainer(
+            max_epochs=WARMUP + rounds,
+            accelerator="cpu",
+            callbacks=[watch],
+            logger=RunFolder(root=folder),
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
         trainer.fit(module, datamodule=fleet_data(size.clients))
     return statistics.median(watch.rounds[WARMUP:])
 
@@ -128,7 +136,10 @@ def seconds_of(size: Size, rounds: int) -> float:
 def drawn(count: int) -> Iterator[Size]:
     """Yield sizes within the ranges of the curves; no round has more than 4 · 10⁷ entries."""
     choose = random.Random(0)
-    between = lambda low, high: round(low * (high / low) ** choose.random())  # noqa: E731
+
+    def between(low: int, high: int) -> int:
+        return round(float(low * (high / low) ** choose.random()))
+
     while count:
         size = Size(between(100, 100_000), between(10, 1000), between(70, 5500), choose.randint(1, 20))
         if size.cohort <= size.clients and size.terms()[4] <= 4e7:

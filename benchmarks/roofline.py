@@ -71,7 +71,7 @@ def seconds_of_layer(layer: nn.Module, shape: torch.Size, first: bool, repeats: 
     for batch in BATCHES:
         for order in (torch.contiguous_format, torch.channels_last)[: 2 if len(shape) == 4 else 1]:
             inputs = torch.randn(batch, *shape[1:]).to(memory_format=order).requires_grad_(not first)
-            moved = layer.to(memory_format=order)  # type: ignore[call-overload]
+            moved = layer.to(memory_format=order)
             gradient = torch.randn_like(moved(inputs))
             seconds = fastest(lambda i=inputs, g=gradient, m=moved: m(i).backward(g), repeats)  # type: ignore[misc]
             best = min(best, seconds / batch)

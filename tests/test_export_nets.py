@@ -127,7 +127,7 @@ def test_a_users_net_must_be_given_to_load(tmp_path: Path) -> None:
     ):
         hetfl.load(path, functools.partial(TwoHeads))
     with pytest.raises(ConfigurationError, match=r"Expected a net from the card's .*TwoHeads.* but got: .*'hidden'"):
-        hetfl.load(path, nn.Flatten)
+        hetfl.load(path, nn.Flatten)  # type: ignore[arg-type]
     widthless: Any = lambda: TwoHeads(hidden=6)  # noqa: E731
     assert isinstance(hetfl.load(path, widthless), TwoHeads)
     export_submodel(module, "a", tmp_path / "a.onnx")
