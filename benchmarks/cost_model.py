@@ -12,7 +12,6 @@ import argparse
 import gc
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scale import fleet_data
+from scale import train
 from scipy.optimize import nnls
 from startup import Idle
 from timing import no_collector, threads
@@ -33,7 +32,7 @@ from hetfl.analysis.figures import grid_figure
 from hetfl.analysis.theme import group_styles, log_ticks, plain
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.models import MLP
-from hetfl.runs import RunFolder
+from hetfl.models.layers import scaled
 from hetfl.selection import Uniform
 
 PIXELS, CLASSES, SMALLEST = 64, 10, 1 / 16
@@ -60,7 +59,7 @@ class Size:
 
     def parameters(self, width: float = 1.0) -> int:
         """Return the number of parameters of a level."""
-        hidden = round(self.hidden * width)
+        hidden = scaled(self.hidden, width)
         return (PIXELS + 3) * hidden + (hidden + 3) * hidden + (hidden + 1) * CLASSES  # with two norms
 
     def widths(self) -> list[float]:
@@ -117,19 +116,8 @@ def seconds_of(size: Size, rounds: int) -> float:
         check_nesting=False,
     )
     watch = ProcessorTime()
-    with tempfile.TemporaryDirectory() as folder, threads(1), no_collector():
-        trainer = Trainer(
-            max_epochs=WARMUP + rounds,
-            accelerator="cpu",
-            callbacks=[watch],
-            logger=RunFolder(root=folder),
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(module, datamodule=fleet_data(size.clients))
+    with threads(1), no_collector():
+        train(module, size.clients, WARMUP + rounds, watch)
     return statistics.median(watch.rounds[WARMUP:])
 
 

@@ -76,13 +76,26 @@ def run(clients: int, cohort: int, rounds: int) -> tuple[float, Clock]:
 
 
 def fitted(module: HeteroFL, clients: int, rounds: int) -> tuple[float, Clock]:
-    """Train a module in a run folder without validation; return the seconds before the first round, and the clock."""
+    """Train a module without validation; return the seconds before the first round, and the clock."""
     clock = Clock()
+    begin = train(module, clients, rounds, clock)
+    return clock.ends[0] - begin, clock
+
+
+def train(module: HeteroFL, clients: int, rounds: int, watch: Callback) -> float:
+    """Train a module in a run folder without validation and checkpoints; return when that began.
+
+    Args:
+        module: the module.
+        clients: number of clients, which have random images.
+        rounds: number of rounds.
+        watch: a callback that measures.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=rounds,
             accelerator="cpu",
-            callbacks=[clock],
+            callbacks=[watch],
             logger=RunFolder(root=folder),
             limit_val_batches=0,
             num_sanity_val_steps=0,
@@ -92,7 +105,7 @@ def fitted(module: HeteroFL, clients: int, rounds: int) -> tuple[float, Clock]:
         )
         begin = time.perf_counter()
         trainer.fit(module, datamodule=fleet_data(clients))
-    return clock.ends[0] - begin, clock
+    return begin
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from scale import fleet_data
+from scale import train
 from timing import Row, interleaved, no_collector, parser, report, rows, threads
 
 from hetfl import HeteroFL
@@ -26,7 +26,6 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Job, Recall
 from hetfl.local.jobs import report_of
 from hetfl.models import ConvNet
-from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 from hetfl.types import Task
 
@@ -82,19 +81,8 @@ def empty_rounds(blocks: int) -> list[Row]:
         check_nesting=False,
     )
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder, threads(1), no_collector():
-        trainer = Trainer(
-            max_epochs=blocks + WARMUP,
-            accelerator="cpu",
-            callbacks=[watch],
-            logger=RunFolder(root=folder),
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(module, datamodule=fleet_data(COHORT))
+    with threads(1), no_collector():
+        train(module, COHORT, blocks + WARMUP, watch)
     times = {"a step of the demo's net": watch.steps[WARMUP:], f"a round of {COHORT} clients": watch.rounds[WARMUP:]}
     return rows("a round without training", times)
 

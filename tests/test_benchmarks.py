@@ -17,6 +17,7 @@ from checkpoint import checkpoints
 from cnn import CNN
 from codes import cost
 from compression import upload
+from cost_model import CLASSES, CURVES, PIXELS, Size, drawn, fitted, seconds_of
 from executors import executors
 from memory import slope
 from robust import check as check_medians
@@ -34,6 +35,7 @@ from work import Setting, bare_loop, bare_work
 
 from hetfl.layout import Layout
 from hetfl.local import Sequential, Stacked
+from hetfl.models import MLP
 from hetfl.wire import Expected, decode, encode
 
 SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, hidden=(16, 32), size=8)
@@ -58,6 +60,18 @@ def test_the_limit_of_memory_counts_every_pass_over_activations_and_parameters()
     pool = 3 * 8 * 8 * 8 + 2 * 8 * 4 * 4
     parameters = (8 * 9 + 8) + 2 * 8 + (8 * 16 * 9 + 16) + 2 * 16 + (16 * 10 + 10)
     assert seconds == 4 * (norms_and_relus + pool + parameters * PASSES_OF_A_STEP / SMALL.batch_size)
+
+
+def test_the_model_of_costs_finds_the_coefficients_of_costs_that_are_linear() -> None:
+    size = Size(clients=12, cohort=4, hidden=20, levels=3)
+    for width in size.widths():
+        net = MLP(PIXELS, CLASSES, [20, 20], width=width)
+        assert sum(p.numel() for p in net.parameters()) == size.parameters(width)
+    sizes = list(dict.fromkeys(each for curve in CURVES.values() for each in curve))
+    truth = np.array([3e-3, 5e-4, 2e-8, 0.0, 4e-9, 1e-10])
+    assert fitted(sizes, [float(np.dot(each.terms(), truth)) for each in sizes]) == pytest.approx(truth, abs=1e-12)
+    assert all(each.cohort <= each.clients and each.terms()[4] <= 4e7 for each in drawn(20))
+    assert seconds_of(size, rounds=1) > 0
 
 
 def test_rounds_of_a_language_model_are_checked_and_their_tokens_counted() -> None:
