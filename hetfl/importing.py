@@ -11,8 +11,8 @@ from types import ModuleType
 def imported(name: str) -> ModuleType:
     """Import a module; if it is new, exclude all present objects from garbage collection.
 
-    PyTorch and Lightning make half a million objects, of which none is garbage. Collections while they are made take a
-    fifth of the time of the import.
+    The imports of PyTorch and Lightning make half a million objects, and none of them is garbage. Collections would
+    look at all of them again and again.
 
     Args:
         name: the module's name.
