@@ -28,6 +28,7 @@ from hetfl.federation.server import Server  # noqa: E402
 from hetfl.local.default import DefaultExecutor  # noqa: E402
 from hetfl.local.executor import InProcess  # noqa: E402
 from hetfl.local.jobs import train  # noqa: E402
+from hetfl.local.outputs import Outputs  # noqa: E402
 from hetfl.local.workers import Workers  # noqa: E402
 from hetfl.runs.checkpoint import SafeCheckpointIO  # noqa: E402
 from hetfl.runs.run_folder import RunFolder  # noqa: E402
@@ -93,7 +94,7 @@ def timed_runs(parts: Parts, run: Callable[..., Iterator[Any]]) -> Callable[...,
 
     @functools.wraps(run)
     def results(self: Any, job: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        name, iterator = "train" if job is train else "clients' statistics and answers", run(self, job, *args, **kwargs)
+        name, iterator = _work(job), run(self, job, *args, **kwargs)
         while True:
             with parts.part(name):
                 try:
@@ -103,6 +104,12 @@ def timed_runs(parts: Parts, run: Callable[..., Iterator[Any]]) -> Callable[...,
             yield result
 
     return results
+
+
+def _work(job: Any) -> str:
+    if isinstance(job, Outputs):
+        return "evaluate"
+    return "train" if job is train else "clients' statistics and answers"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hetfl.arguments import checked
 from hetfl.part import Part
+from hetfl.tree import Tree
 
 NOTHING = Part({})
 """The empty part. In a task that carries no part it stands for the leading block of the client's level."""
@@ -157,6 +158,7 @@ class Task:
         received: the values that the client begins with; None: those of the global model.
         first_D: values of the trained parameters that the client trains from in place of those that it was sent, shape
             (D,); None: no others.
+        inputs: of an evaluation, which no client owns; None: the client's own data.
     """
 
     client: int
@@ -176,6 +178,7 @@ class Task:
     statistics: bool = False
     received: Received | None = None
     first_D: Tensor | None = None
+    inputs: Tree | None = None
 
     def __post_init__(self) -> None:
         if self.owner < 0:

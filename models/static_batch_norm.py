@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,6 +102,22 @@ class StaticBatchNorm2d(nn.Module):
 def static_layers(net: nn.Module) -> dict[str, StaticBatchNorm2d]:
     """Return the static batch-norm layers of a net by name."""
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, StaticBatchNorm2d)}
+
+
+def load_statistics(net: nn.Module, sums: Mapping[str, StaticStatistics] | None) -> None:
+    """Load the sums of all static norm layers by name; None: unknown, and the layers are marked as not ready."""
+    for name, layer in static_layers(net).items():
+        if sums is None:
+            layer.ready = False
+        else:
+            layer.load(sums[name])
+
+
+def forget_unknown(net: nn.Module) -> None:
+    """Let the static norm layers that are not ready give NaN."""
+    for layer in static_layers(net).values():
+        if not layer.ready:
+            layer.forget()
 
 
 @contextmanager

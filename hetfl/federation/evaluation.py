@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
+from hetfl.federation.predicting import Predict, Predicting
 from hetfl.local import Personal
-from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
 from hetfl.objectives.scores import beside
 from hetfl.seeding import generator
@@ -24,7 +24,6 @@ Batch = tuple[Tree, Tensor, Tensor]
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples")
 """First columns of ``clients.csv``; then the global model's and the client's sub-model's scores on its test data."""
 
-Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -55,6 +54,7 @@ class Evaluation:
         self.data, self.gathering, self.objective, self.predict = data, gathering, objective, predict
         self.restrict = restrict
         self.hosting, self.models, self.levels = gathering.hosting, gathering.models, gathering.levels
+        self.predicting = Predicting(self.hosting, predict, elsewhere=gathering.probing.clients.arrives)
         self.assignment, self.clustering = gathering.assignment, gathering.clustering
         self._scores: dict[int, LevelScores] = {}  # by model
         self.client_scores = ClientScores(data.num_clients, objective)
@@ -73,8 +73,8 @@ class Evaluation:
         self._model_N = torch.from_numpy(self.gathering.models_of())
         self._used = sorted(set(self._model_N.tolist()))
         self._labels_SK = self.data.resident.labels.to(self.models.like.device)
-        self._nets: dict[str, nn.Module] = {}
-        self._present, self._personal_measured = -1, False
+        self.predicting.begin()
+        self._personal_measured = False
         return asked
 
     def measure_levels(self, batch: Batch) -> None:
@@ -127,7 +127,8 @@ class Evaluation:
             return self.personal_scores
         task_parts, round, mark = self.hosting.task_parts, self.models.last_round, self.models.mark
         self.personal_scores.reset()
-        self._present, self._personal_measured = -1, True  # resident nets are loaded with clients' values
+        self.predicting.begin()  # resident nets are loaded with clients' values
+        self._personal_measured = True
         for client, level in enumerate(self.assignment.levels(round)):
             samples = self.data.client_data(client, "test")
             model = int(self._model_N[client])
@@ -210,16 +211,8 @@ class Evaluation:
         self, inputs: Tree, targets: Tensor, levels: list[str], model: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the outputs of levels, the largest first, then those of the largest level's heads; and the targets."""
-        if model != self._present:  # the resident nets hold another model's values
-            self._nets = {level: self.hosting.submodel(level, model) for level in self.levels}
-            for layer in (layer for net in self._nets.values() for layer in static_layers(net).values()):
-                if not layer.ready:
-                    layer.forget()
-            self._present = model
         inputs, targets = self._prepared(inputs, targets)
-        predictions = {level: self.predict(self._nets[level], inputs) for level in levels}
-        of_heads = predictions[levels[0]][1]
-        return {level: outputs for level, (outputs, _) in predictions.items()} | of_heads, targets
+        return self.predicting.outputs(inputs, levels, model), targets
 
     def _scores_of(self, model: int) -> LevelScores:
         if model not in self._scores:

@@ -68,7 +68,7 @@ class Hosting:
         """
         if self.bench is None:
             self.models.notice_edits()
-        task = self.task_parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
+        task = self.evaluated(level, model)
         if self.bench is None:
             resident = ResidentNet(self.models.build(level), self.problem.local.optimizer)
             resident.anchor(self.models.tensors[model], task.part, (model, task.version))
@@ -78,6 +78,10 @@ class Hosting:
         if self.statistics.current:
             self.statistics.load_into(level, resident.net, model)
         return resident.net.eval()
+
+    def evaluated(self, level: str, model: int) -> Task:
+        """Return a task of no client, with the part that represents a level."""
+        return self.task_parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
 
     def of_client(self, task: Task) -> nn.Module:
         """Return the resident net of a task with its client's personal tensors, for an evaluation."""

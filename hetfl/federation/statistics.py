@@ -23,7 +23,7 @@ from hetfl.global_models import GlobalModels
 from hetfl.local import Result
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
-from hetfl.models.static_batch_norm import StaticStatistics, static_layers
+from hetfl.models.static_batch_norm import StaticStatistics, load_statistics, static_layers
 from hetfl.part import Part
 from hetfl.piece import Piece
 from hetfl.types import Task
@@ -132,12 +132,7 @@ class StaticStatisticsStore(Piece):
 
     def load_into(self, level: str, net: nn.Module, model: int = 0) -> None:
         """Load a level's statistics into its net; if they are unknown, the net is marked as not ready."""
-        known = self.levels.get(_key(level, model))
-        for name, layer in static_layers(net).items():
-            if known is None:
-                layer.ready = False
-            else:
-                layer.load(known[name])
+        load_statistics(net, self.levels.get(_key(level, model)))
 
     def describe(self) -> str:
         """Return nothing: statistics have no settings that change a run's numbers."""

@@ -43,6 +43,10 @@ class DefaultExecutor(Executor):
         return sys.platform == "linux" and can_fork() and self._device == "cpu" and self._ranks == 1
 
     @property
+    def room(self) -> int:  # noqa: D102
+        return self._executor.room
+
+    @property
     def words(self) -> str:  # noqa: D102
         if not self._forks:
             return "one client after the other"

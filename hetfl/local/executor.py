@@ -80,6 +80,11 @@ class Executor(Piece):
         """
 
     @property
+    def room(self) -> int:
+        """How many numbers a result may have where other processes do the work; 0: this process does it."""
+        return 0
+
+    @property
     def words(self) -> str:
         """What runs the clients, for people."""
         return f"{type(self).__name__} executor"

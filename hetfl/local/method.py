@@ -53,6 +53,14 @@ class LocalMethod(ABC):
         """Return extras for the client's report after its training; a piece must declare them. By default none."""
         return {}
 
+    def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the outputs that an evaluation uses, and the outputs of single heads by name, of one forward pass.
+
+        By default they are the net's outputs, and there are no heads. Evaluations may call it in other processes, on
+        several rows of a batch: outputs of a row must not depend on other rows.
+        """
+        return net(inputs), {}
+
     def training_flops(self, level: str, flops: Mapping[str, tuple[float, float]]) -> float:
         """Return the FLOPs that a client charges for one sample of a step; by default one forward and backward pass.
 

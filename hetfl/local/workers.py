@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,6 +24,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
+from hetfl.tree import length, mapped
 from hetfl.types import NOTHING, Task
 
 AHEAD = 2
@@ -64,6 +65,8 @@ class _Run:
     def group_text(self, number: int) -> str:
         """Return the text that names a group's clients and level."""
         tasks = [self.tasks[i] for i in self.groups[number]]
+        if tasks[0].inputs is not None:
+            return f"an evaluation of {length(tasks[0].inputs)} samples"
         clients = ", ".join(str(task.client) for task in tasks)
         return f"client{'s' if len(tasks) > 1 else ''} {clients} at level {tasks[0].level}"
 
@@ -197,11 +200,15 @@ class Workers(Executor):
         dead.connection.close()
         return self._start(instead_of=dead)
 
+    @property
+    def room(self) -> int:  # noqa: D102
+        return self.inner.most * max(self.bench.capacity, SHORTEST)
+
     def _start(self, instead_of: _Worker | None = None) -> _Worker:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         first = next(iter(self.bench.models[0].values()))
-        size = self.inner.most * max(self.bench.capacity, SHORTEST)
+        size = self.room
         # Anonymous memory that forked processes share: pages that are never written take no memory.
         memory = mmap.mmap(-1, AHEAD * size * first.element_size())
         # Workers may start in the middle of an evaluation, but must not write into an inference tensor.
@@ -254,9 +261,13 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
                 return
             job, tasks, slot = message
             try:
-                connection.send(_written(inner.work(job, tasks), slots[slot]))
+                answer: list[tuple[Result, int]] | str = _written(inner.work(job, tasks), slots[slot])
             except Exception:
-                connection.send(traceback.format_exc())
+                answer = traceback.format_exc()
+            try:
+                connection.send(answer)
+            except (BrokenPipeError, ConnectionResetError):  # the main process gave up, or is gone
+                return
 
 
 def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, int]]:
@@ -266,11 +277,16 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        task = replace(result.task, memory_D=None, personal=None, first_D=None, part=NOTHING, received=None)
+        task = replace(
+            result.task, memory_D=None, personal=None, first_D=None, part=NOTHING, received=None, inputs=None
+        )
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small
 
 
 def _copied(task: Task) -> Task:
     states = {name: getattr(task, name) for name in ("memory_D", "personal", "first_D")}
-    return replace(task, **{name: state.clone() for name, state in states.items() if state is not None})
+    copies: dict[str, Any] = {name: state.clone() for name, state in states.items() if state is not None}
+    if task.inputs is not None:
+        copies["inputs"] = mapped(torch.clone, task.inputs)
+    return replace(task, **copies)

@@ -69,6 +69,10 @@ class Auto(Executor):
             self._begin()
         yield from self._executor.run(job, tasks, recall)
 
+    @property
+    def room(self) -> int:  # noqa: D102
+        return self._executor.room
+
     def close(self) -> None:  # noqa: D102
         self._executor.close()
 

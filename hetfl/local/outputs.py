@@ -1,0 +1,60 @@
+"""The job of an evaluation: the outputs of several levels' nets on a piece of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, as_tensor, nn
+
+from hetfl.local.bench import Bench
+from hetfl.local.executor import Result
+from hetfl.local.jobs import unpack_statistics
+from hetfl.models.static_batch_norm import StaticStatistics, forget_unknown, load_statistics
+from hetfl.tree import length
+from hetfl.types import Report, Task
+
+PIECE = 32
+"""Rows of a batch that a process computes at a time, at most; it is fixed, so that cores do not change any bits."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Computes outputs in evaluation mode; the result's vector has those of each row side by side.
+
+    Attributes:
+        tasks: one per level, the largest first, with the part that represents it.
+        statistics: by level, the sums of its static norm layers (:func:`packed`); a level without them has NaN outputs.
+    """
+
+    tasks: Sequence[Task]
+    statistics: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+
+    def __call__(self, bench: Bench, task: Task) -> Result:
+        """Return the outputs on the inputs of a task."""
+        assert task.inputs is not None
+        predict, found = bench.problem.method.predict_heads, dict[str, Tensor]()
+        heads: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for of_level in self.tasks:
+                found[of_level.level], others = predict(self._net(bench, of_level), task.inputs)
+                heads = heads or others
+        rows = length(task.inputs)
+        vector = torch.cat([outputs.reshape(rows, -1) for outputs in (found | heads).values()], dim=1).flatten()
+        return Result(task, Report(task.client, task.level, 0, 0.0, model=task.model), vector)
+
+    def _net(self, bench: Bench, task: Task) -> nn.Module:
+        resident, sums_D = bench.resident(task), self.statistics.get(task.level)
+        resident.start()
+        load_statistics(resident.net, None if sums_D is None else unpack_statistics(resident.net, as_tensor(sums_D)))
+        forget_unknown(resident.net)
+        return resident.net.eval()
+
+
+def packed(sums: Mapping[str, StaticStatistics]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the sums of all static norm layers as one vector, which :func:`unpack_statistics` reads."""
+    parts = [part for s in sums.values() for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))]
+    return torch.cat(parts).double().numpy() if parts else np.empty(0)
