@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 
+RUNS = "HETFL_RUNS_AT_A_TIME"
+"""Environment variable with the number of runs that share the cores, which ``hetfl compare --jobs`` sets."""
+
 
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_run() -> int:
+    """Return this run's share of the usable cores, at least one: as many worker processes it has by default."""
+    return max(1, usable_cores() // max(1, int(os.environ.get(RUNS, "1"))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from hetfl.compare.processes import shared
 from hetfl.local import DefaultExecutor, LocalTraining, Sequential, Workers
 from hetfl.local import default as default_module
 from hetfl.local.by_shape import ByShape
@@ -121,3 +123,14 @@ def test_an_error_of_a_client_has_the_frames_of_the_users_code() -> None:
         results(executor, bench_of(problem), tasks_of(range(3), "b"))
     executor.close()
     assert "forward" in [entry.name for entry in caught.traceback]
+
+
+@pytest.mark.parametrize(("cores", "runs", "share"), [(8, 1, 8), (8, 3, 2), (2, 2, 1), (2, 5, 1)])
+def test_runs_at_a_time_share_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int, runs: int, share: int) -> None:
+    """Groups of clients do not depend on it, so that runs have the same bits."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in shared(runs).items():
+        monkeypatch.setenv(name, value)
+    assert Workers().num_workers == share
+    assert DefaultExecutor().processes == cores

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hetfl.compare.plan import Action, PlannedRun, next_action, standing
+from hetfl.cores import RUNS, usable_cores
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
@@ -59,17 +60,17 @@ class RunProcess:
         action: the action to execute.
         line: the displayed state of the run.
         lock: file descriptor of the lock, which the process keeps open.
-        threads: number of OpenMP threads; None: unchanged.
+        settings: of the environment.
     """
 
-    def __init__(self, run: PlannedRun, action: Action, line: RunLine, lock: int, threads: int | None) -> None:
+    def __init__(self, run: PlannedRun, action: Action, line: RunLine, lock: int, settings: Mapping[str, str]) -> None:
         self.run = run
         self.line = line
         self._sent = 0
         self._seen = (0, 0)
         prepare(run, action)
         started = os.environ.get(COMMAND) or command_line(sys.argv)
-        environment = {**os.environ, COMMAND: started, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+        environment = {**os.environ, COMMAND: started, **settings}
         with run.log.open("ab") as log:
             self._log_start = log.tell()
             # A separate process group, so that Ctrl-C in a terminal reaches the process only through stop().
@@ -141,6 +142,14 @@ def command(run: PlannedRun, action: Action) -> list[str]:
     return [*program, verb, "-c", str(run.folder / "config.yaml"), *checkpoint]
 
 
+def shared(jobs: int) -> dict[str, str]:
+    """Return the settings of the environment that divide the cores among a number of runs at a time."""
+    if jobs == 1:
+        return {}
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
+    return {RUNS: str(jobs), **threads}
+
+
 def run_all(
     runs: Sequence[PlannedRun], lines: Sequence[RunLine], progress: RunsProgress, *, lock: int, jobs: int = 1
 ) -> int | None:
@@ -158,13 +167,13 @@ def run_all(
     """
     todo = deque((run, action, line) for run, line in zip(runs, lines, strict=True)
                  if (action := next_action(run)) is not Action.SKIP)  # fmt: skip
-    threads = None if jobs == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // jobs)
+    settings = shared(jobs)
     children: list[RunProcess] = []
     with taking_signals() as received:
         try:
             while children or (todo and not received):
                 while todo and len(children) < jobs and not received:
-                    children.append(RunProcess(*todo.popleft(), lock, threads))
+                    children.append(RunProcess(*todo.popleft(), lock, settings))
                     progress.begin(children[-1].line)
                 time.sleep(POLL_SECONDS)
                 _pass_on(received, children, progress)

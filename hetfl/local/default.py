@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hetfl.cores import usable_cores
+from hetfl.cores import cores_of_run, usable_cores
 from hetfl.local.bench import Bench
 from hetfl.local.by_shape import ByShape
 from hetfl.local.executor import Executor, Job, Recall, Result
@@ -20,6 +20,7 @@ class DefaultExecutor(Executor):
 
     It is :class:`~hetfl.local.Workers` with :class:`~hetfl.local.by_shape.ByShape`, one process per core, if the model
     is on the CPU of a Linux machine and the trainer has one process. Otherwise it is :class:`~hetfl.local.Sequential`.
+    Of several runs of ``hetfl compare --jobs`` each has a share of the processes.
     Groups depend on the number of cores at the start of a run, which the checkpoint keeps: a resumed run has the same
     bits on any number of cores.
     """
@@ -50,7 +51,8 @@ class DefaultExecutor(Executor):
     def words(self) -> str:  # noqa: D102
         if not self._forks:
             return "one client after the other"
-        return f"{usable_cores()} worker processes with one thread each, small nets in groups"
+        count = cores_of_run()
+        return f"{count} worker process{'es' * (count > 1)} with one thread each, small nets in groups"
 
     def run(  # noqa: D102
         self, job: Job, tasks: Sequence[Task], recall: Recall | None = None

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from hetfl.cores import usable_cores
+from hetfl.cores import cores_of_run
 from hetfl.errors import ConfigurationError
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
@@ -87,7 +87,8 @@ class Workers(Executor):
     repeated once.
 
     Args:
-        num_workers: number of processes; None: one per core that this process may use.
+        num_workers: number of processes; None: one per core that this process may use, or this run's share of them in
+            ``hetfl compare --jobs``.
         inner: runs the groups in each process; default: one client after the other. For ``hetfl.local.Stacked``, choose
             ``clients`` so small that every process gets a group of each level.
 
@@ -102,7 +103,7 @@ class Workers(Executor):
             raise ConfigurationError(
                 "Expected a platform that can fork for executor Workers but got none: use Sequential"
             )
-        self.num_workers, self.inner = num_workers or usable_cores(), inner or Sequential()
+        self.num_workers, self.inner = num_workers or cores_of_run(), inner or Sequential()
         self._workers: list[_Worker] = []
 
     def open(self, bench: Bench) -> None:  # noqa: D102
