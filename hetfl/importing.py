@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ def imported(name: str) -> ModuleType:
     gc.disable()
     try:
         module = import_module(name)
+        if not gc.get_freeze_count():
+            # At the end frozen objects would stay, and a library of torch prints a page about instances that leaked.
+            atexit.register(gc.unfreeze)
         gc.freeze()
     finally:
         if was_enabled:
