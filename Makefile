@@ -28,12 +28,17 @@ demo-flower: $(STAMP) ## run a federation of a server and three nodes over the l
 	OMP_NUM_THREADS=1 $(BIN)/hetfl flower demo --clients 0-2 --clients 3-5 --clients 6-8 \
 	  -c configs/experiment/flower_digits.yaml
 
+# Each worker takes one half of the tests, in their order, and the idle one steals from the other's rest: what a file
+# prepares for its tests is then made once. The empty variable lets pytest keep the bytecode of the tests.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q
+TWO := -n 2 --dist worksteal
+
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+	$(PYTEST) $(TWO)
 
 test-all: $(STAMP) ## run the tests, also those that take minutes: federations of real processes, kills inside a write
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+	$(PYTEST) $(TWO) -m "not slow"
+	$(PYTEST) -m slow
 
 resilience: $(STAMP) ## kill runs of ten configurations 100 times, 40 of them inside a checkpoint's write, and compare
 	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q -m slow tests/test_resilience.py -k killed

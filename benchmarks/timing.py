@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hetfl.importing import earlier_objects_frozen
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,14 +57,12 @@ def rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
 @contextmanager
 def no_collector() -> Iterator[None]:
     """Disable automatic garbage collection, and exclude existing objects from collections."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
+    with earlier_objects_frozen():
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
 
 
 @contextmanager

@@ -22,6 +22,21 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def seed_torch(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch's global generators of the CPU and of a device, from which dropout and initial values are drawn.
+
+    ``torch.manual_seed`` also seeds the GPUs that a process does not use, and records the whole call stack to do so.
+
+    Args:
+        seed: the seed.
+        device: where the random numbers are drawn; None: the CPU.
+    """
+    if device is None or device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """Return a CPU generator seeded by :func:`derive`."""
     return torch.Generator().manual_seed(derive(seed, *names))

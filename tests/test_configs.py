@@ -13,7 +13,7 @@ from hetfl.cli.configs_command import listing
 from hetfl.compare.plan import parse_contenders
 from hetfl.compare.resolving import resolve
 from hetfl.errors import ConfigurationError
-from tests.demo_cases import CONFIGS, refused
+from tests.demo_cases import CONFIGS, FEW, refused
 
 LONGEST_LINE = 120
 VENUE = re.compile(r"\([A-Z]\w+ et al\., [A-Z]\w+ 20\d\d\)")
@@ -42,7 +42,7 @@ def test_the_first_line_describes_the_configuration(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in packaged_names() if name.startswith("method/")])
 def test_every_method_runs(name: str, tmp_path: Path) -> None:
-    sizes = ["--model.net.hidden=[10,10,10,10]", "--data.num_clients=10", "--model.selection.clients_per_round=3"]
+    sizes = [*FEW, "--model.local.epochs=2", "--model.net.hidden=[10,10,10,10]"]  # stragglers do one epoch
     short = ["--trainer.max_epochs=2", "--trainer.limit_val_batches=0", "--final_test=false", "--plots=false"]
     short += ["--model.executor=hetfl.local.Sequential"]  # the slow test of the files has the default executor
     main(["fit", "-c", "base", "-c", name, "-c", "data/digits", *sizes, *short, f"--trainer.logger.root={tmp_path}"])

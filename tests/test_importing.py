@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hetfl.importing import imported
+from hetfl.importing import earlier_objects_frozen, imported
+
+pytestmark = pytest.mark.usefixtures("_frozen_again")
 
 
 def test_a_new_module_is_imported_without_collections_and_its_objects_stay_out_of_them(
@@ -34,3 +36,23 @@ def test_a_new_module_is_imported_without_collections_and_its_objects_stay_out_o
     finally:
         gc.unfreeze()
         sys.modules.pop("of_this_test", None)
+
+
+def test_earlier_objects_are_frozen_for_a_while() -> None:
+    gc.unfreeze()
+    earlier: list[list[int]] = [[]]
+    with earlier_objects_frozen():
+        later: list[list[int]] = [[]]
+        assert not any(each is earlier for each in gc.get_objects())
+        assert any(each is later for each in gc.get_objects())
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_process_has_frozen_stays_frozen_and_nothing_is_added() -> None:
+    gc.freeze()
+    before = gc.get_freeze_count()
+    earlier: list[list[int]] = [[]]
+    with earlier_objects_frozen():
+        assert any(each is earlier for each in gc.get_objects())
+    assert gc.get_freeze_count() == pytest.approx(before, abs=100)
+    assert before > 1000

@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that has learned the digits."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("run")
-    rounds = ["--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=8"]
+    rounds = ["--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=4"]
     rounds += ["--model.selection.clients_per_round=10", "--model.local.epochs=5", "--model.local.batch_size=10"]
     dense = ["--model.uplink.compressor=hetfl.compression.Identity", "--model.downlink=null"]
     main(["fit", *DEMO, *FEW, *NET, *rounds, *dense, *UNTESTED, f"--trainer.logger.root={root}"])
@@ -48,10 +48,10 @@ def accuracies(folder: Path, column: str) -> tuple[float, float]:
 
 def test_a_class_is_unlearned_in_a_new_run_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
-    main(["unlearn", str(run), "--class", str(OUT), "--rounds", "6", "--share", "0.15", "--name", "less"])
+    main(["unlearn", str(run), "--class", str(OUT), "--rounds", "3", "--share", "0.15", "--name", "less"])
     (folder,) = (run.parent.parent / "less").iterdir()
     assert contents(run) == before
-    assert len(pd.read_csv(folder / "metrics.csv")) == 6
+    assert len(pd.read_csv(folder / "metrics.csv")) == 3
 
     settings, old = (yaml.safe_load((each / "config.yaml").read_text()) for each in (folder, run))
     assert settings["data"]["init_args"]["left_out_classes"] == [OUT]
@@ -126,7 +126,7 @@ def test_runs_that_cannot_unlearn_are_refused(run: Path, tmp_path: Path, capsys:
     settings = yaml.safe_load((other / "config.yaml").read_text())
     longer = {**settings, "trainer": {**settings["trainer"], "max_epochs": 20}}
     (other / "config.yaml").write_text(yaml.safe_dump(longer))
-    unfinished = f"Expected a finished run but got 8 of 20 rounds in {other}: hetfl resume it"
+    unfinished = f"Expected a finished run but got 4 of 20 rounds in {other}: hetfl resume it"
     assert unfinished in refused(capsys, ["unlearn", str(other), *asked])
     (other / "config.yaml").write_text(yaml.safe_dump(settings))
     pieces = {**state["hetfl"]["pieces"], "clients": {"federation": "x"}}

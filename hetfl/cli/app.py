@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetfl.analysis import Snapshots
 from hetfl.cli.blame import naming_users_code
-from hetfl.cli.callbacks import as_new_run
+from hetfl.cli.callbacks import dumped
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import export_line, export_target
 from hetfl.cli.loggers import add_run_folder, go_on_tracking
@@ -24,6 +23,7 @@ from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_package
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.export import check_export, export_adapter, export_submodel, known_cluster
 from hetfl.federation import FederatedModule
+from hetfl.importing import earlier_objects_frozen
 from hetfl.reading import parse_yaml
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
@@ -236,22 +236,12 @@ class FederatedCLI(LightningCLI):
         )
         return [
             *made,
-            Trackers(lambda module: parse_yaml(self._parser("fit").dump(as_new_run(given), skip_unset=False))),
+            Trackers(lambda module: parse_yaml(dumped(self._parser("fit"), given))),
         ]
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a verb with all earlier objects excluded from garbage collection.
-
-        Imports leave half a million objects. Python starts a full collection only when the new objects are a quarter of
-        the old ones, so without this garbage would accumulate over hundreds of rounds.
-        """
-        gc.collect()
-        gc.freeze()
-        try:
-            with naming_users_code(self.config[subcommand]):
-                super()._run_subcommand(subcommand)
-        finally:
-            gc.unfreeze()
+        with earlier_objects_frozen(), naming_users_code(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Test the last model and draw the figures, if these are wanted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
@@ -27,7 +27,7 @@ class SaveRunConfig(SaveConfigCallback):
         folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if folder is None or not trainer.loggers or not trainer.is_global_zero:
             return
-        content = self.parser.dump(as_new_run(self.config), skip_unset=False).encode()
+        content = dumped(self.parser, self.config).encode()
         if folders:
             folders[0].write_file(self.config_filename, content)
         else:
@@ -44,3 +44,14 @@ def as_new_run(config: Namespace) -> Namespace:
     for folder in run_folders(config):
         folder.init_args.pop("folder", None)
     return config
+
+
+def dumped(parser: ArgumentParser, config: Namespace) -> str:
+    """Return a configuration that starts a new run, as YAML, without checking again what the parser has checked.
+
+    Args:
+        parser: the parser of the configuration.
+        config: the configuration.
+    """
+    text: str = parser.dump(as_new_run(config), skip_unset=False, skip_validation=True)
+    return text

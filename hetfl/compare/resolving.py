@@ -52,7 +52,7 @@ class _Reading(FederatedCLI):
         """Return the configuration of a new run with a seed, as YAML."""
         config = deepcopy(self.resolved)
         config.seed_everything = seed
-        text: str = self._parser("fit").dump(config, skip_unset=False)
+        text: str = self._parser("fit").dump(config, skip_unset=False, skip_validation=True)
         return text
 
 

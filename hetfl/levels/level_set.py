@@ -21,7 +21,7 @@ from hetfl.local.nesting import check_nesting
 from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
-from hetfl.seeding import derive
+from hetfl.seeding import derive, seed_torch
 from hetfl.submodel import frozen_of, prefix_index, state_of
 from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
@@ -153,7 +153,7 @@ class LevelSet(Mapping[str, Level]):
             names: the purpose, which selects the random numbers; none: the first global model.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self._seed, "net", *names))
+            seed_torch(derive(self._seed, "net", *names))
             return self.copies.add_to(self.build(self.largest))
 
     def inspect(

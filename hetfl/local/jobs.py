@@ -14,7 +14,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
-from hetfl.seeding import derive, generator
+from hetfl.seeding import derive, generator, seed_torch
 from hetfl.tree import Tree, moved, taken
 from hetfl.types import Report, Task
 
@@ -32,7 +32,7 @@ def train(bench: Bench, task: Task) -> Result:
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
     method, net = bench.problem.method, resident.net.train()
     method.before_client(net, ctx)
-    torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
+    seed_torch(_seed(bench, task), bench.device)  # dropout draws from torch's global generator
     total, counted, passes, steps = torch.zeros((), device=bench.device), 0.0, 0, 0
     for inputs, targets in training_batches(bench, task):
         loss = method.local_loss(net, (moved(inputs, bench.device), targets.to(bench.device)), ctx)
@@ -116,7 +116,7 @@ def plain_batches(
     """
     data, objective = bench.data.client_data(task.client, split), bench.problem.method.objective
     random = generator(bench.problem.seed, purpose, task.round, task.client)
-    torch.manual_seed(random.initial_seed())
+    seed_torch(random.initial_seed(), bench.device)
     for batch in cut(torch.randperm(len(data.targets), generator=random)[:samples], PLAIN_BATCH):
         inputs = bench.data.transform.eval(taken(data.inputs, batch))
         inputs, targets = objective.batch(inputs, data.targets[batch], random)

@@ -15,7 +15,7 @@ from hetfl.parts.client_values import client_values
 from hetfl.parts.growth.base import Exchange, Growth, zeros_like
 from hetfl.pruning.densities import Masks, largest
 from hetfl.pruning.gradients import GradientRequest
-from hetfl.seeding import derive
+from hetfl.seeding import derive, seed_torch
 from hetfl.types import Report
 from hetfl.updates import Update
 
@@ -87,7 +87,7 @@ class Posterior(Growth):
         alpha += self.rate * observed
         beta += self.rate * (1.0 - observed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(exchange.seed, "posterior", name))
+            seed_torch(derive(exchange.seed, "posterior", name))
             drawn = torch.distributions.Beta(alpha, beta).sample()
         return largest(drawn, exchange.held(name))
 
