@@ -41,8 +41,14 @@ time.sleep(600)
 """
 """A client without hetfl; its argument is the folder of the data."""
 
-IMPORTS = ("torch", "torch._dynamo", "lightning.pytorch.cli", "flwr.supernode.runtime.run_clientapp")
-IMPORTS += ("flwr.supercore.superexec.run_superexec", "hetfl.flower.command.warm")
+IMPORTS = (
+    "torch",
+    "torch._dynamo",
+    "lightning.pytorch.cli",
+    "flwr.supernode.runtime.run_clientapp",
+    "flwr.supercore.superexec.run_superexec",
+    "hetfl.flower.command.warm",
+)
 """What a node imports, in this order."""
 NEEDLESS = ("flwr.supernode.cli", "flwr.supercore.cli", "sklearn.cluster", "pandas", "hetfl.analysis", "hetfl.report")
 """What a node does without."""
