@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from hetfl.flower import messages
-from hetfl.flower.command import apps
+from hetfl.flower.command import client_app
 from hetfl.flower.messages import Answer, Order, Request
 
 FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody\x1b[2J"
@@ -76,4 +76,4 @@ def become_hostile() -> None:
         lied: RecordDict = lie(records)
         return lied
 
-    vars(apps).update(read_request=read_request, answer_records=answer_records)
+    vars(client_app).update(read_request=read_request, answer_records=answer_records)

@@ -14,7 +14,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 from httpx import HTTPError
 
 from hetfl.errors import ConfigurationError
-from hetfl.flower.command import apps
+from hetfl.flower.command import server_app
 from hetfl.flower.command.checks import numbers, own_folder
 from hetfl.flower.command.client import is_made
 from hetfl.flower.command.main import main as command
@@ -120,8 +120,8 @@ def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(
     def given_up(*args: object, **options: object) -> None:
         raise HTTPError("Client error '401 Unauthorized'\nFor more information ...")
 
-    monkeypatch.setattr(apps, "start", given_up)
-    monkeypatch.setattr(apps, "check_arguments", lambda args: None)
+    monkeypatch.setattr(server_app, "start", given_up)
+    monkeypatch.setattr(server_app, "check_arguments", lambda args: None)
     settings: dict[str, object] = {
         "home": str(tmp_path),
         "folder": str(tmp_path),
@@ -129,7 +129,7 @@ def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(
         "max_norm": None,
     }
     context = SimpleNamespace(run_config={"settings": json.dumps({**settings, "patience": {}})})
-    apps.serve(None, context)  # type: ignore[arg-type]
+    server_app.serve(None, context)  # type: ignore[arg-type]
     assert (tmp_path / "status").read_text() == "1"
     output = (tmp_path / "output").read_text()
     assert output.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")

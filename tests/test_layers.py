@@ -43,7 +43,7 @@ LAYERS = (
     {"levels", "accounting", "downlink", "trainer", "pruning.channels"},
     {"parts", "schedule", "global_models"},
     {"federation"},
-    {"methods"},
+    {"methods", "snapshots"},
     {"analysis", "display", "export", "flower", "report", "run_folder", "testing", "unlearning"},
     {"session"},
     {"cli"},

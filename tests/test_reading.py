@@ -14,13 +14,13 @@ import torch
 from hetfl import packing
 from hetfl.analysis import load_run, load_snapshots
 from hetfl.analysis.runs import read_config, read_metrics
-from hetfl.analysis.snapshot_files import Contents
 from hetfl.data import CSVData
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import read_card
 from hetfl.fleet import CsvFleet
 from hetfl.reading import DEEPEST, check_size, check_yaml, parse_json, parse_yaml, read_bytes
 from hetfl.runs.metrics_file import MetricsFile
+from hetfl.snapshots.files import Contents
 from tests.demo_cases import DEMO, refused
 from tests.reading_cases import ALIASES, DEEP, JSON, MANY, YAML
 

@@ -15,7 +15,8 @@ from matplotlib.colors import to_rgb
 from hetfl.analysis import Run, load_run
 from hetfl.analysis.theme import COLOURS, DASHES, group_styles
 from hetfl.errors import ConfigurationError
-from hetfl.report.groups import ABSENT, Group, differing_settings, flat_settings, group_runs, make_groups
+from hetfl.report.groups import ABSENT, Group, differing_settings, group_runs, make_groups
+from hetfl.runs.flat_settings import flat_settings
 
 METRICS = pd.DataFrame({"step": [0.0], "val/accuracy": [0.5]})
 

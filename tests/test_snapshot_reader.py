@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from hetfl import ConfigurationError, FederatedModule, Level
 from hetfl.analysis import Snapshot, Snapshots, load_snapshots
-from hetfl.analysis.snapshot_files import METADATA, checksum
 from hetfl.federation import FederatedCallback
 from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
 from hetfl.runs import RunFolder
+from hetfl.snapshots.files import METADATA, checksum
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.test_snapshots import Fit, folder_of, net_with, snapshots_of
 

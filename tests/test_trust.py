@@ -144,7 +144,8 @@ def test_a_node_and_a_server_trust_the_default_packages(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="hetfl flower needs Flower: pip install 'hetfl[flower]'")
-    from hetfl.flower.command.apps import ServingCLI, make_node
+    from hetfl.flower.command.client_app import make_node
+    from hetfl.flower.command.server_app import ServingCLI
 
     serving: Any = partial(ServingCLI, grid=None, settings={"home": "."})  # type: ignore[arg-type]
     hostile = [*SHORT, "--model.net=stranger.Thing"]

@@ -26,7 +26,6 @@ from hetfl.analysis.runs import Run, load_run
 from hetfl.analysis.similarity import activations, head_agreement, level_similarity, linear_cka
 from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
 from hetfl.analysis.snapshot_reader import RunSnapshots, Snapshot, load_snapshots
-from hetfl.analysis.snapshots import Snapshots
 from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
 from hetfl.analysis.timeline_plots import draw_timeline, load_timeline, plot_timeline
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
@@ -41,6 +40,7 @@ from hetfl.analysis.weights_plots import (
     plot_weight_quantiles,
     plot_weight_spectra,
 )
+from hetfl.snapshots import Snapshots
 
 __all__ = [
     "LevelDrift",

@@ -11,12 +11,12 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from hetfl.analysis.snapshot_files import COUNTS, FOLDER, METADATA, Contents, checksum, path_of, rounds_in
 from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.levels.copies import copy_name
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
 from hetfl.part import Part
+from hetfl.snapshots.files import COUNTS, FOLDER, METADATA, Contents, checksum, path_of, rounds_in
 from hetfl.submodel import prefix_index, state_of
 from hetfl.wire import MalformedPayload, decode_part
 

@@ -13,7 +13,6 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hetfl.analysis import Snapshots
 from hetfl.cli.blame import naming_users_code
 from hetfl.cli.callbacks import dumped
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
@@ -31,6 +30,7 @@ from hetfl.runs.run_folder import note_end
 from hetfl.session.defaults import callbacks_of_training, drop_previous, listed, with_run_folder, with_safe_checkpoints
 from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.trackers import Trackers, places_of, send_figures
+from hetfl.snapshots import Snapshots
 
 
 class FederatedTrainer(Trainer):

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 Blocks = Mapping[str, Tensor]
@@ -65,6 +64,8 @@ def bipartition(cosines_SS: FloatMatrix, linkage: Linkage = "single") -> tuple[l
             between the final two groups; ``complete`` merges the groups whose least similar members are most similar,
             which keeps groups compact and does not always attain this minimum.
     """
+    from sklearn.cluster import AgglomerativeClustering  # with scipy and pandas, which nodes do without
+
     grouping = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=linkage)
     labels = grouping.fit_predict(1.0 - cosines_SS)
     rows = range(len(labels))

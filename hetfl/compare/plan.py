@@ -17,8 +17,9 @@ from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.cli.config_files import config_file
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
-from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
+from hetfl.report.groups import ABSENT, SEED_OR_FOLDER
 from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.flat_settings import flat_settings
 from hetfl.runs.headline import headline_in
 from hetfl.session.callbacks import has_ended
 

@@ -9,15 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from hetfl.analysis import (
-    draw_assignment,
-    draw_budget,
-    draw_sparsity,
-    draw_timeline,
-    draw_values,
-    plot_clusters,
-    plot_run,
-)
 from hetfl.errors import ConfigurationError
 from hetfl.runs import RunFolder
 
@@ -29,8 +20,15 @@ def draw(folder: str | Path) -> list[Path]:
         ConfigurationError: the tables of the run cannot be drawn: it has no validation yet, for example.
         OSError: a figure cannot be written.
     """
-    drawn = [*plot_run(folder), *plot_clusters(folder), *draw_budget(folder), *draw_assignment(folder)]
-    drawn += [*draw_sparsity(folder), *draw_values(folder), *draw_timeline(folder)]
+    from hetfl import analysis  # with pandas and matplotlib, which a process that draws nothing does without
+
+    drawn = [
+        *analysis.plot_run(folder),
+        *analysis.plot_clusters(folder),
+        *analysis.draw_budget(folder),
+        *analysis.draw_assignment(folder),
+    ]
+    drawn += [*analysis.draw_sparsity(folder), *analysis.draw_values(folder), *analysis.draw_timeline(folder)]
     return [path for path in drawn if path.suffix == ".png"]
 
 

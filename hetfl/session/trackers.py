@@ -19,7 +19,7 @@ from PIL import Image
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.reading import parse_json, read_bytes
-from hetfl.report.groups import flat_settings
+from hetfl.runs.flat_settings import flat_settings
 from hetfl.runs.run_folder import RunFolder
 
 FILE = "trackers.json"

@@ -247,17 +247,13 @@ def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Ru
         "report": str(report),
         "home": str(home),
         "address": address,
+        "root_certificates": str(certificate(given.certificates, "ca.crt")) if given.certificates else None,
         "log": str(home / "supernode.log"),
     }
     env = environment(home, HETFL_NODE=json.dumps(settings), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.01")
-    tls = (
-        ["--root-certificates", str(certificate(given.certificates, "ca.crt"))]
-        if given.certificates
-        else ["--insecure"]
-    )
-    warm = ["-m", "hetfl.flower.command.warm", "--runtime-api-address", address, *tls]
-    command = _supernode(given, rest, address)
-    return RunningNode(FlowerProcess(warm, home / "node.log", env), None, command, home, env)
+    command = _supernode(given, rest, address)  # before a process starts, as it refuses wrong options
+    warm = FlowerProcess(["-m", "hetfl.flower.command.warm"], home / "node.log", env)
+    return RunningNode(warm, None, command, home, env)
 
 
 def _sleep(seconds: float, received: Sequence[int], log: EventLog) -> None:

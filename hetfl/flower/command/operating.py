@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import warnings
@@ -85,3 +86,16 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
 def events_of(home: Path) -> EventFile:
     """Return the file of the events of the processes with a home folder."""
     return EventFile(home / "events")
+
+
+@contextmanager
+def working_in(folder: str) -> Iterator[None]:
+    """Work in the folder where the user ran the command, as paths may be relative to it."""
+    before = Path.cwd()
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

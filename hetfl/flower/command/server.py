@@ -59,7 +59,7 @@ settings = ""
 """
 """Flower's app: it only imports hetfl, which every machine has installed. No code is sent to nodes."""
 SERVER = """\
-from hetfl.flower.command.apps import server_app
+from hetfl.flower.command.server_app import server_app
 from hetfl.flower.command.operating import end_with_parent
 
 end_with_parent()
@@ -158,7 +158,7 @@ def _prepare(
         ),
         package / "__init__.py": "",
         package / "server.py": SERVER,
-        package / "client.py": "from hetfl.flower.command.apps import client_app\n\napp = client_app\n",
+        package / "client.py": "from hetfl.flower.command.client_app import client_app\n\napp = client_app\n",
     }.items():
         write_whole(path, text.encode())
 

@@ -4,6 +4,8 @@ Flower starts a process for every message. Importing PyTorch and reading the con
 than a small client's training. So ``hetfl flower client`` runs this module instead of ``flower-superexec``: it makes
 the node once, before PyTorch starts any thread, and forks a process per message. It outlives the SuperNode, which is
 started again whenever the server is.
+
+It calls the functions behind Flower's commands: the modules of the commands import databases and servers.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.supercore.cli import flower_superexec
-from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TaskType
+from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor
-from flwr.supernode.cli import flwr_clientapp
+from flwr.supercore.superexec.run_superexec import run_superexec
+from flwr.supercore.tls import validate_and_resolve_root_certificates
+from flwr.supercore.utils import disable_process_dumping
+from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from hetfl.cli.one_line import command_line
 from hetfl.files import write_whole
-from hetfl.flower.command import apps
+from hetfl.flower.command import client_app
 from hetfl.flower.command.checks import numbers
 from hetfl.flower.command.operating import end_with_parent, events_of
 from hetfl.flower.events import Reporter
@@ -95,22 +99,15 @@ def reconcile(self: SubprocessExecutor) -> None:
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
-    """Fork a process that runs Flower's ``flwr-clientapp``, and ends with the SuperNode."""
+    """Fork a process that runs a ClientApp as Flower's ``flwr-clientapp`` does, and ends with the SuperNode."""
     if spec.task_type != TaskType.CLIENT_APP:
         return LaunchResult.failed(f"Expected a ClientApp but got {spec.task_type}")
-    args = [TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[spec.task_type], spec.runtime_api_address, "--token", spec.token]
-    if spec.insecure:
-        args += ["--insecure"]
-    elif spec.root_certificates_path is not None:
-        args += ["--root-certificates", spec.root_certificates_path]
-    if (supernode := waiting.supernode()) is not None:
-        args += ["--parent-pid", str(supernode)]
     if os.fork() == 0:
-        _become_app(args)
+        _become_app(spec)
     return LaunchResult.accepted()
 
 
-def _become_app(args: list[str]) -> None:
+def _become_app(spec: ExecutionSpec) -> None:
     """Handle one message in a forked process, and end the process."""
     status = 1
     try:
@@ -118,8 +115,13 @@ def _become_app(args: list[str]) -> None:
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         torch.set_num_threads(int(os.environ["HETFL_THREADS"]))
-        sys.argv = ["flwr-clientapp", *args]
-        flwr_clientapp()
+        run_clientapp(
+            runtime_api_address=spec.runtime_api_address,
+            token=spec.token,
+            insecure=spec.insecure,
+            certificates=validate_and_resolve_root_certificates(spec.root_certificates_path, spec.insecure),
+            parent_pid=waiting.supernode(),
+        )
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
@@ -148,12 +150,13 @@ def main() -> None:
     report, home = Path(given["report"]), Path(given["home"])
     try:
         with redirect_stderr(errors), command_line():
-            clients = numbers(given["clients"])
-            apps.node = apps.make_node(given["arguments"], clients, given["states"], given["name"], events_of(home))
+            clients, events = numbers(given["clients"]), events_of(home)
+            node = client_app.make_node(given["arguments"], clients, given["states"], given["name"], events)
     except SystemExit:  # the watching command reads the reason
         write_whole(report, errors.getvalue().encode())
         raise
-    _report_needs(apps.node, events_of(home))
+    client_app.node = node
+    _report_needs(node, events)
     waiting = Waiting(Path(given["log"]), home / "supernode.pid", given["address"])
     gc.collect()
     gc.freeze()  # collections in forks would touch, and so copy, all objects of this process
@@ -161,7 +164,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process never waits for its children: leave no zombies
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
     SubprocessExecutor.reconcile = reconcile  # type: ignore[method-assign]
-    flower_superexec()
+    disable_process_dumping(strict=False)
+    certificates = given["root_certificates"]
+    run_superexec(given["address"], insecure=certificates is None, root_certificates_path=certificates)
 
 
 if __name__ == "__main__":

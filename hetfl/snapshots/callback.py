@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from hetfl.analysis.snapshot_files import encode, forget, path_of
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.files import write_whole
@@ -20,6 +19,7 @@ from hetfl.models.static_batch_norm import static_layers
 from hetfl.part import only
 from hetfl.printable import printable
 from hetfl.runs import RunFolder
+from hetfl.snapshots.files import encode, forget, path_of
 from hetfl.submodel import parameters_of
 from hetfl.types import Report
 from hetfl.updates import Update
