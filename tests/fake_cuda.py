@@ -139,7 +139,7 @@ def _is_card(device: Any) -> bool:
 
 
 GETTERS = {
-    torch.Tensor.device.__get__: lambda there: CARD if there else HOST,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__: lambda there: CARD if there else HOST,
     torch.Tensor.is_cuda.__get__: lambda there: there,  # type: ignore[attr-defined]
     torch.Tensor.is_cpu.__get__: lambda there: not there,  # type: ignore[attr-defined]
     torch.Tensor.get_device: lambda there: 0 if there else -1,
@@ -160,7 +160,7 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         given = dict(kwargs or {})
         if func in GETTERS:
-            return GETTERS[func](on_card(args[0]))
+            return GETTERS[func](on_card(args[0]))  # type: ignore[no-untyped-call]
         if func in MOVES:
             return self._moved(func, args, given)
         if func is torch.Tensor.pin_memory:
@@ -218,7 +218,7 @@ class _Operations(TorchDispatchMode):
     """Judges every operation on tensors of the card, and marks its results."""
 
     def __init__(self, card: Card) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.card = card
 
     def __torch_dispatch__(
