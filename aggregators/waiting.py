@@ -47,7 +47,8 @@ class Waiting:
             return self.update.exact[start - self.update.size : stop - self.update.size]
         if not isinstance(self.update, SparseUpdate):
             return self.update.values[start:stop]
-        first, last = torch.searchsorted(self.update.indices, torch.tensor([start, stop])).tolist()
+        borders = torch.tensor([start, stop], device=self.update.indices.device)
+        first, last = torch.searchsorted(self.update.indices, borders).tolist()
         dense = self.update.values.new_zeros(stop - start)
         return dense.index_copy_(0, self.update.indices[first:last] - start, self.update.values[first:last])
 

@@ -40,10 +40,16 @@ class Federation(HeteroFL):
         data: the samples of the clients.
         executor: runs the clients.
         uplink: compresses the deltas.
+        device: of the global model, and so of the clients' nets.
     """
 
     def __init__(
-        self, setting: Setting, data: TensorData, executor: Executor, uplink: ErrorFeedback | None = None
+        self,
+        setting: Setting,
+        data: TensorData,
+        executor: Executor,
+        uplink: ErrorFeedback | None = None,
+        device: str = "cpu",
     ) -> None:
         local = LocalTraining(
             epochs=setting.epochs,
@@ -56,6 +62,7 @@ class Federation(HeteroFL):
         super().__init__(
             setting.net, levels, local=local, uplink=uplink, executor=executor, objective=objective, seed=SEED
         )
+        self.to(device)
         self.setting, self.samples = setting, data
         self.levels.flops = dict.fromkeys(self.levels, (0.0, 0.0))
         self.optimizer = default_server_optimizer(self.net.parameters())

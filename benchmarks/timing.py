@@ -143,9 +143,9 @@ def show(results: Sequence[Row]) -> None:
     console.print(table)
 
 
-def save(results: Sequence[Row], path: Path) -> None:
-    """Write the times of all blocks, and versions, as JSON."""
-    record = {
+def record(results: Sequence[Row]) -> dict[str, object]:
+    """Return the times of all blocks, and versions, for JSON."""
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -161,7 +161,11 @@ def save(results: Sequence[Row], path: Path) -> None:
             for row in results
         ],
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def save(results: Sequence[Row], path: Path) -> None:
+    """Write the times of all blocks, and versions, as JSON."""
+    path.write_text(json.dumps(record(results), indent=1) + "\n", encoding="utf-8")
 
 
 def parser(description: str | None, blocks: int = 20) -> argparse.ArgumentParser:

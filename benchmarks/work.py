@@ -97,14 +97,16 @@ class Setting:
         return data
 
 
-def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False) -> BareLoop:
-    """Return the bare loop for the same clients and the same global tensors."""
-    nets = {level: setting.level_net(level) for level in setting.levels}
+def bare_loop(
+    setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False, device: str = "cpu"
+) -> BareLoop:
+    """Return the bare loop for the same clients and the same global tensors, with nets and data on a device."""
+    nets = {level: setting.level_net(level).to(device) for level in setting.levels}
     clients = [data.client_data(k) for k in range(setting.clients)]
     return setting.loop(
         nets,
         list(tensors.values()),
-        [(client.inputs, client.targets) for client in clients],
+        [(client.inputs.to(device), client.targets.to(device)) for client in clients],
         mean=255 * MEAN,
         std=255 * STD,
         optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, foreach=foreach or None),

@@ -98,7 +98,8 @@ class Codes:
             count = int(sizes_B.sum())
             codes_k = self.codes[first : first + count]
             if table_BM.shape[0] > 1:
-                rows_k = torch.arange(table_BM.shape[0], device=table_BM.device).repeat_interleave(sizes_B)
+                rows_B = torch.arange(table_BM.shape[0], device=table_BM.device)
+                rows_k = rows_B.repeat_interleave(sizes_B, output_size=count)
                 codes_k = codes_k + table_BM.shape[1] * rows_k
             values.append(table_BM.flatten().index_select(0, codes_k))
             first += count

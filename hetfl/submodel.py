@@ -117,7 +117,7 @@ def add(tensor: Tensor, entry: IndexEntry, values: Tensor | float, weight: float
     """Compute ``tensor[entry] += weight * values`` in place; the positions of an entry must be distinct."""
     view, gathers = _narrowed(tensor, entry)
     if not isinstance(values, Tensor):
-        values = tensor.new_tensor(values).expand(entry_shape(entry))
+        values = tensor.new_full((), values).expand(entry_shape(entry))
     if not gathers:
         view.add_(values, alpha=weight)
     elif len(gathers) == 1:

@@ -73,9 +73,16 @@ def stacked(trees: Sequence[Tree]) -> Tree:
     return mapped(lambda *parts: torch.stack(parts), *trees)
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. A copy to a GPU is asynchronous: the process does not wait for the GPU's work."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def moved(tree: Tree, device: torch.device) -> Tree:
-    """Return a tree on a device."""
-    return mapped(lambda leaf: leaf.to(device), tree)
+    """Return a tree on a device; see :func:`on_device`."""
+    return mapped(lambda leaf: on_device(leaf, device), tree)
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:

@@ -48,7 +48,7 @@ class DynamicRange(Quantiser):
         below_B = torch.where(zeros_B > 0, -least_B / zeros_B, 0.0)
         above_B = torch.where(zeros_B < most, greatest_B / (most - zeros_B), 0.0)
         scales_B = torch.maximum(below_B, above_B).float().double()  # as they travel
-        scale_k = per_value(scales_B, sizes_B)
+        scale_k = per_value(scales_B, sizes_B, len(values_k))
         steps_k = torch.where(scale_k > 0, values_k / scale_k, 0.0)
-        codes_k = rounded(steps_k, self.stochastic, generator) + per_value(zeros_B, sizes_B)
+        codes_k = rounded(steps_k, self.stochastic, generator) + per_value(zeros_B, sizes_B, len(values_k))
         return codes_k.clamp(0, most), scales_B, zeros_B

@@ -132,7 +132,7 @@ def _above(magnitude_k: Tensor, borders: Tensor, sizes_B: Tensor) -> Tensor:
         return torch.bucketize(magnitude_k, borders[0])
     above_k = torch.zeros_like(magnitude_k, dtype=torch.uint8)
     for border_B in borders.unbind(dim=1):
-        above_k += magnitude_k > (border_B if one else per_value(border_B, sizes_B))
+        above_k += magnitude_k > (border_B if one else per_value(border_B, sizes_B, len(magnitude_k)))
     return above_k.long()
 
 
@@ -142,7 +142,7 @@ def _drawn(
     """Return one of the two magnitudes around each value at random, so that the mean is right, and its sign."""
     signed_BM = torch.cat([-table_BM.flip(1), table_BM], dim=1)  # ascending
     lower_k = (_above(values_k, signed_BM, sizes_B) - 1).clamp(0, signed_BM.shape[1] - 2)
-    rows_k = per_value(torch.arange(sizes_B.numel(), device=values_k.device), sizes_B)
+    rows_k = per_value(torch.arange(sizes_B.numel(), device=values_k.device), sizes_B, len(values_k))
     low_k, high_k = signed_BM[rows_k, lower_k], signed_BM[rows_k, lower_k + 1]
     gap_k = high_k - low_k
     share_k = torch.where(gap_k > 0, (values_k - low_k) / gap_k, 0.0)

@@ -75,9 +75,15 @@ class Quantiser(Compressor):
         return update.with_codes(codes, values_k.dtype)
 
 
-def per_value(of_bucket_B: Tensor, sizes_B: Tensor) -> Tensor:
-    """Return for every value what its bucket has, shape (k,)."""
-    return of_bucket_B.repeat_interleave(sizes_B)
+def per_value(of_bucket_B: Tensor, sizes_B: Tensor, count: int) -> Tensor:
+    """Return for every value what its bucket has, shape (k,).
+
+    Args:
+        of_bucket_B: a number of each bucket.
+        sizes_B: values in each bucket.
+        count: number of all values k, with which a GPU need not be asked for the sum of the sizes.
+    """
+    return of_bucket_B.repeat_interleave(sizes_B, output_size=count)
 
 
 def uniform(like_k: Tensor, generator: torch.Generator | None) -> Tensor:

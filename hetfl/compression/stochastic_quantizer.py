@@ -57,7 +57,7 @@ class StochasticQuantizer(Quantiser):
         else:
             norms_B = reduced(values_k.abs(), sizes_B, "max")
         scales_B = (norms_B / self.levels).float().double()  # as they travel: the mean is that of what the server reads
-        scale_k = per_value(scales_B, sizes_B)
+        scale_k = per_value(scales_B, sizes_B, len(values_k))
         steps_k = torch.where(scale_k > 0, values_k.abs() / scale_k, 0.0)
         level_k = rounded(steps_k, True, generator).clamp(max=self.levels)
-        return self.levels + values_k.sign() * level_k, scales_B, values_k.new_tensor([self.levels])
+        return self.levels + values_k.sign() * level_k, scales_B, values_k.new_full((1,), self.levels)

@@ -15,7 +15,7 @@ from hetfl.local.executor import Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator, seed_torch
-from hetfl.tree import Tree, moved, taken
+from hetfl.tree import Tree, moved, on_device, taken
 from hetfl.types import Report, Task
 
 PLAIN_BATCH = 500
@@ -29,13 +29,13 @@ def train(bench: Bench, task: Task) -> Result:
     """
     resident, local = bench.resident(task), bench.problem.local
     resident.start(task.lr, bench.beyond(task))
-    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
+    ctx = bench.context(task, on_device(bench.data.labels(task.client), bench.device))
     method, net = bench.problem.method, resident.net.train()
     method.before_client(net, ctx)
     seed_torch(_seed(bench, task), bench.device)  # dropout draws from torch's global generator
     total, counted, passes, steps = torch.zeros((), device=bench.device), 0.0, 0, 0
     for inputs, targets in training_batches(bench, task):
-        loss = method.local_loss(net, (moved(inputs, bench.device), targets.to(bench.device)), ctx)
+        loss = method.local_loss(net, (moved(inputs, bench.device), on_device(targets, bench.device)), ctx)
         resident.backward(loss)
         resident.penalise(local.regulariser, task.memory_D)
         if local.gradient_clip is not None:
@@ -96,7 +96,7 @@ def statistics(bench: Bench, task: Task) -> Result:
         for batch in batches(len(data.targets), bench.problem.local.batch_size, random):
             resident.net(moved(bench.data.transform.train(taken(data.inputs, batch), random), bench.device))
         sums = [layer.sums for layer in layers.values()]
-    vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))])
+    vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_full((1,), s.batches))])
     return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
 
 
@@ -120,7 +120,7 @@ def plain_batches(
     for batch in cut(torch.randperm(len(data.targets), generator=random)[:samples], PLAIN_BATCH):
         inputs = bench.data.transform.eval(taken(data.inputs, batch))
         inputs, targets = objective.batch(inputs, data.targets[batch], random)
-        yield (moved(inputs, bench.device), targets.to(bench.device)), objective.weight(targets)
+        yield (moved(inputs, bench.device), on_device(targets, bench.device)), objective.weight(targets)
 
 
 def losses(bench: Bench, task: Task, samples: int | None) -> Result:
@@ -135,7 +135,7 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     """
     resident, method = bench.resident(task), bench.problem.method
     resident.start(beyond_D=bench.beyond(task))
-    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
+    ctx = bench.context(task, on_device(bench.data.labels(task.client), bench.device))
     net = resident.net.train()
     total, counted, passes = torch.zeros((), dtype=torch.float64, device=bench.device), 0.0, 0
     with torch.no_grad():
@@ -157,7 +157,7 @@ def gradients(bench: Bench, task: Task, samples: int | None) -> Result:
     """
     resident, method = bench.resident(task), bench.problem.method
     resident.start(beyond_D=bench.beyond(task))
-    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
+    ctx = bench.context(task, on_device(bench.data.labels(task.client), bench.device))
     net = resident.net.train()
     assert resident.vector.grad is not None
     total_D, counted, passes = torch.zeros_like(resident.vector.grad), 0.0, 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.piece import described, settings_of
+from hetfl.tree import on_device
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class PGD:
             generator: of the random start, on the CPU.
         """
         start = torch.rand(inputs.shape, generator=generator, dtype=inputs.dtype)
-        delta = ((2.0 * start - 1.0) * self.radius).to(inputs.device)
+        delta = on_device((2.0 * start - 1.0) * self.radius, inputs.device)
         for _ in range(self.steps):
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(loss(inputs + delta.requires_grad_()), delta)

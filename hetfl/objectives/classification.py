@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from hetfl.errors import ConfigurationError
 from hetfl.objectives.base import Objective, expected_targets
 from hetfl.runs.headline import Headline
+from hetfl.tree import on_device
 
 
 class Classification(Objective):
@@ -94,7 +95,7 @@ class Classification(Objective):
         if self.class_weights is None:
             return None
         dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 would round them
-        return torch.tensor(self.class_weights, dtype=dtype, device=like.device)
+        return on_device(torch.tensor(self.class_weights, dtype=dtype), like.device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         weights_K = self._weights(outputs)

@@ -14,6 +14,7 @@ from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
 from hetfl.errors import ConfigurationError
 from hetfl.objectives.base import Objective, expected_targets
 from hetfl.runs.headline import Headline
+from hetfl.tree import on_device
 
 
 class MultiLabel(Objective):
@@ -65,7 +66,9 @@ class MultiLabel(Objective):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # bfloat16 would round the weights
-        weights_K = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
+        weights_K = None
+        if self.positive_weights is not None:
+            weights_K = on_device(torch.tensor(self.positive_weights, dtype=outputs.dtype), outputs.device)
         losses = F.binary_cross_entropy_with_logits(
             outputs, targets.to(outputs.dtype), reduction="none", pos_weight=weights_K
         )

@@ -14,7 +14,7 @@ from hetfl.objectives import LevelScores, Objective
 from hetfl.piece import ServerData
 from hetfl.seeding import generator
 from hetfl.submodel import parameters_of, state_of
-from hetfl.tree import Tree, cast, moved
+from hetfl.tree import Tree, cast, moved, on_device
 
 
 class Models(Protocol):
@@ -119,4 +119,4 @@ class Utility:
     def _batch(self, positions: Tensor, random: torch.Generator) -> tuple[Tree, Tensor]:
         like = self.models.like
         inputs, targets = self.objective.batch(*self.data.batch(positions), random)
-        return moved(cast(inputs, like.dtype), like.device), targets.to(like.device)
+        return moved(cast(inputs, like.dtype), like.device), on_device(targets, like.device)

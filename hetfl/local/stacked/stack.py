@@ -17,7 +17,7 @@ from hetfl.local.stacked.batched import BatchedNet, batched
 from hetfl.local.stacked.sgd import RowSGD
 from hetfl.part import Part
 from hetfl.submodel import parameters_of
-from hetfl.tree import Tree, mapped, moved, shapes, stacked, taken
+from hetfl.tree import Tree, mapped, moved, on_device, shapes, stacked, taken
 from hetfl.types import ClientContext, CohortContext, Task
 
 SAMPLES = 4
@@ -124,7 +124,7 @@ class Stack:
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
-        self.labels_SK = torch.stack([self.bench.data.labels(task.client) for task in tasks]).to(device)
+        self.labels_SK = self._sent(torch.stack([self.bench.data.labels(task.client) for task in tasks]))
         self.memory_SD: Tensor | None = None
         if any(task.memory_D is not None for task in tasks):
             none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
@@ -157,10 +157,7 @@ class Stack:
         return self.trained_row_layout.reordered(rows_SD, self.trained)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device; a copy to a GPU is asynchronous."""
-        if self.bench.device.type != "cuda" or tensor.is_cuda:
-            return tensor.to(self.bench.device)
-        return tensor.pin_memory().to(self.bench.device, non_blocking=True)
+        return on_device(tensor, self.bench.device)
 
     def _step(
         self,
