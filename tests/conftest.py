@@ -47,6 +47,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Unfreeze all objects, so that the end of the process frees them: nanobind prints what is left."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def _frozen_again() -> Iterator[None]:
     """Freeze all objects after a test that unfreezes them."""

@@ -89,6 +89,13 @@ def test_the_installed_command_writes_nothing_to_stderr() -> None:
     assert str(folder) in done.stdout
 
 
+def test_a_refused_command_prints_one_line() -> None:
+    """Neither do libraries print what they could not free at the end of the process."""
+    done = hetfl(*demo("--model.foo=1"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "hetfl: error: model: Option 'foo' is not accepted\n"
+
+
 def test_a_users_net_needs_no_registration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

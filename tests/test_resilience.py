@@ -52,7 +52,8 @@ CONFIGURATIONS = {
     "--model.parts=hetfl.parts.AlternatingFactors",
     "a bandit with a deadline": "-c {configs}/fleet/mixed.yaml -c {configs}/assignment/discounted_ucb.yaml "
     "--model.deadline=0.05 --model.selection.clients_per_round=6",
-    "masks that exchange entries": "-c {configs}/method/feddst.yaml --model.parts.every=2",
+    "masks that exchange entries": "-c {configs}/method/feddst.yaml --model.parts.every=2 "
+    '--model.levels={{"a":{{"width":1.0}},"b":{{"density":0.2}}}}',
     "masks of clients that rewind": "-c {configs}/method/lottery_fl.yaml --model.parts.accuracy=0.1",
     "buffered rounds": "-c {configs}/fleet/mixed.yaml -c {configs}/schedule/buffered.yaml --model.schedule.size=2",
     "asynchronous rounds": "-c {configs}/fleet/mixed.yaml -c {configs}/schedule/asynchronous.yaml " + FILES,

@@ -12,14 +12,17 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hetfl.cli.config_files import config_file
 from hetfl.cli.debugging import debugging
 from hetfl.cli.errors import condense
+from hetfl.cli.level_type import read_level, written_level
 from hetfl.cli.suggesting import with_suggestion
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
+from hetfl.types import Level
 
 EXPORT = ("--level", "--format", "--out")
 """Options of ``export`` that may be given only once, because a call exports one file."""
@@ -45,6 +48,7 @@ def _load(text: str) -> Any:
 
 
 set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
+register_type(Level, written_level, read_level, fail_already_registered=False)
 
 
 class _ConfigOption(ActionConfigFile):
