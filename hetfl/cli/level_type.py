@@ -30,12 +30,12 @@ def read_level(value: Any) -> Level:
     """
     if not isinstance(value, dict):
         raise ValueError(f"Expected a mapping such as {{width: 0.5}} for a level but got {value!r:.80}")
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for name, given in value.items():
         types, words = KINDS.get(name, ((object,), ""))  # the class refuses a misspelt name with a suggestion
         if not isinstance(given, types) or isinstance(given, bool):
             raise ValueError(f"Expected {words} as {name} of a level but got {given!r:.80}")
-        sizes[name] = float(given) if words == NUMBER else given
+        sizes[name] = float(value[name]) if words == NUMBER else given
     return Level(**sizes)
 
 
