@@ -12,17 +12,15 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
-from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hetfl.cli.config_files import config_file
 from hetfl.cli.debugging import debugging
 from hetfl.cli.errors import condense
-from hetfl.cli.level_type import read_level, written_level
 from hetfl.cli.suggesting import with_suggestion
+from hetfl.cli.whole_levels import options_with_whole_levels, with_whole_levels
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
-from hetfl.types import Level
 
 EXPORT = ("--level", "--format", "--out")
 """Options of ``export`` that may be given only once, because a call exports one file."""
@@ -44,11 +42,10 @@ def _load(text: str) -> Any:
         TooMuch: the text exceeds the limits of :mod:`hetfl.reading`.
     """
     check_yaml(text)
-    return get_loader("yaml")(text)
+    return with_whole_levels(get_loader("yaml")(text))
 
 
 set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
-register_type(Level, written_level, read_level, fail_already_registered=False)
 
 
 class _ConfigOption(ActionConfigFile):
@@ -111,7 +108,7 @@ class OneLineParser(LightningArgumentParser):
         """Parse arguments; jsonargparse passes null for a nested option as the text ``None``."""
         if args is not None and not self.exit_on_error:
             args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", argument) for argument in args]
-        return super().parse_args(args, *rest, **kwargs)
+        return super().parse_args(args if args is None else options_with_whole_levels(args), *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Check and read a configuration file."""

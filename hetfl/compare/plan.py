@@ -19,7 +19,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER
 from hetfl.runs.checkpoint import SafeCheckpointIO
-from hetfl.runs.flat_settings import deliberate_settings
+from hetfl.runs.flat_settings import flat_settings
 from hetfl.runs.headline import headline_in
 from hetfl.session.callbacks import has_ended
 
@@ -245,7 +245,7 @@ def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tup
     >>> differences({"a": 1, "trainer": {"max_epochs": 2}}, {"a": None, "trainer": {"max_epochs": 3}})
     [('a', '1', 'null')]
     """
-    was, now = deliberate_settings(made), deliberate_settings(planned)
+    was, now = flat_settings(made), flat_settings(planned)
     changed = []
     for key in dict.fromkeys([*was, *now]):
         one, other = was.get(key, ABSENT), now.get(key, ABSENT)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
-from hetfl.runs.flat_settings import deliberate_settings
+from hetfl.runs.flat_settings import flat_settings
 from hetfl.runs.headline import Headline
 
 SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger(\[\d+\])?(\..*)?|ckpt_path")
@@ -40,7 +40,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The common settings of all runs of the group, in the form of :func:`deliberate_settings`."""
+        """The common settings of all runs of the group, in the form of :func:`flat_settings`."""
         return common_settings(self.runs[0])
 
     @property
@@ -51,7 +51,7 @@ class Group:
 
 def common_settings(run: Run) -> dict[str, str]:
     """Return the settings of a run without seeds and folders."""
-    flat = deliberate_settings(run.config)
+    flat = flat_settings(run.config)
     return {name: value for name, value in flat.items() if not SEED_OR_FOLDER.fullmatch(name)}
 
 

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
-
-from hetfl.types import Level
-
-OF_LEVEL = re.compile(r"model\.levels\.[^.]+\.(\w+)")
-"""A value of a level."""
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
@@ -24,18 +17,6 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
     for key, value in config.items():
         _flatten(str(key), value, flat)
     return flat
-
-
-def deliberate_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return :func:`flat_settings` without values of levels that are the defaults, which a configuration may leave out.
-
-    >>> deliberate_settings({"model": {"levels": {"a": {"width": 1.0, "rank": None}, "b": {"width": 0.5}}}})
-    {'model.levels.b.width': '0.5'}
-    """
-    defaults = flat_settings({each.name: each.default for each in fields(Level)})
-    flat = flat_settings(config)
-    of_levels = {key: found[1] for key in flat if (found := OF_LEVEL.fullmatch(key))}
-    return {key: value for key, value in flat.items() if key not in of_levels or value != defaults.get(of_levels[key])}
 
 
 def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
