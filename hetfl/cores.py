@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from hetfl.errors import ConfigurationError
+
 RUNS = "HETFL_RUNS_AT_A_TIME"
 """Environment variable with the number of runs that share the cores, which ``hetfl compare --jobs`` sets."""
 
@@ -14,5 +16,12 @@ def usable_cores() -> int:
 
 
 def cores_of_run() -> int:
-    """Return this run's share of the usable cores, at least one: as many worker processes it has by default."""
-    return max(1, usable_cores() // max(1, int(os.environ.get(RUNS, "1"))))
+    """Return this run's share of the usable cores, at least one: as many worker processes it has by default.
+
+    Raises:
+        ConfigurationError: the environment variable is no positive integer.
+    """
+    runs = os.environ.get(RUNS, "1")
+    if not runs.isdecimal() or not int(runs):
+        raise ConfigurationError(f"Expected a positive integer as {RUNS} but got {runs!r:.40}")
+    return max(1, usable_cores() // int(runs))

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
+AT_START = gc.get_freeze_count()
+"""Number of objects that were frozen before: Python 3.12 begins with some."""
+
 
 def imported(name: str) -> ModuleType:
     """Import a module; if it is new, exclude all present objects from garbage collection.
@@ -26,7 +29,7 @@ def imported(name: str) -> ModuleType:
     gc.disable()
     try:
         module = import_module(name)
-        if not gc.get_freeze_count():
+        if gc.get_freeze_count() <= AT_START:
             # At the end frozen objects would stay, and a library of torch prints a page about instances that leaked.
             atexit.register(gc.unfreeze)
         gc.freeze()
@@ -44,7 +47,7 @@ def earlier_objects_frozen() -> Iterator[None]:
     old ones, so without this garbage would accumulate over hundreds of rounds. Where the objects of the imports are
     frozen, what is left is small, and a collection of it would be repeated at every start.
     """
-    if gc.get_freeze_count():
+    if gc.get_freeze_count() > AT_START:
         yield
         return
     gc.collect()

@@ -1,112 +1,100 @@
-"""Evaluations in worker processes: the scores are those of one process, for any number of workers."""
+"""A module loaded from a checkpoint, and ``trainer.predict``: equal logits with and without a data module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from lightning.pytorch import Trainer
-from torch import Tensor, nn
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from hetfl import DepthFL, FedAvg
+from hetfl import FederatedModule, HeteroFL
 from hetfl.clustering import IFCA
-from hetfl.fleet import Dynamic
-from hetfl.local import Executor, Sequential, Workers
-from hetfl.models import MultiExitConvNet
-from hetfl.parts import RankedMask, Rolling
-from hetfl.tree import length
-from hetfl.types import Level, Task
+from hetfl.errors import ConfigurationError
 from tests.conftest import small_data, small_levels, small_module, small_net
-from tests.lora_cases import lora_module
 
 Fit = Callable[..., Trainer]
-
-FEDERATIONS: dict[str, Callable[..., Any]] = {
-    "static norm": small_module,
-    "heads": lambda **changes: small_module(
-        DepthFL,
-        net=lambda depth=2, width=1.0: MultiExitConvNet(hidden=(4, 8), depth=depth, width=width),
-        levels={"a": Level("a", depth=2), "b": Level("b", depth=1)},
-        **changes,
-    ),
-    "rolling windows": lambda **changes: small_module(parts=Rolling(), **changes),
-    "masks": lambda **changes: small_module(
-        FedAvg,
-        levels={"a": Level("a"), "b": Level("b", density=0.3)},
-        assignment=Dynamic({"b": 1}),
-        parts=RankedMask(),
-        **changes,
-    ),
-    "clusters": lambda **changes: small_module(clustering=IFCA(2), **changes),
-    "adapters": lora_module,
-}
+LEVELS: dict[str, Any] = {"net": small_net, "levels": small_levels(1.0, 0.5, 0.25)}
 
 
-def scores(fit: Fit, federation: Callable[..., Any], executor: Executor, name: str) -> pd.DataFrame:
-    """Return the scores of two rounds and of a test, by column."""
-    module, data = federation(executor=executor), small_data()
-    trainer = fit(module, data, rounds=2, name=name, precision="64-true")
-    tested = trainer.test(module, data, verbose=False)[0]
-    rows = pd.read_csv(f"{trainer.log_dir}/metrics.csv").filter(regex="^(val|local)/")
-    return pd.concat([rows, pd.DataFrame([tested])])
+def plain(**options: Any) -> Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", **quiet, **options)
 
 
-@pytest.mark.parametrize("kind", FEDERATIONS)
-def test_workers_measure_the_scores_of_one_process(fit: Fit, kind: str) -> None:
-    here = scores(fit, FEDERATIONS[kind], Sequential(), "here")
-    two = scores(fit, FEDERATIONS[kind], Workers(2), "two")
-    assert {"val/loss", "test/loss"} <= set(here)
-    pd.testing.assert_frame_equal(here, two, check_exact=False, rtol=1e-9)
+def logits(module: FederatedModule, level: str, inputs: Tensor, cluster: int = 0) -> Tensor:
+    with torch.no_grad():
+        return module.predict(module.submodel(level, cluster), inputs)
 
 
-def test_scores_have_the_same_bits_for_any_number_of_workers(fit: Fit) -> None:
-    one, three = (scores(fit, small_module, Workers(count), f"{count}") for count in (1, 3))
-    pd.testing.assert_frame_equal(one, three, check_exact=True)
+def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = None) -> Tensor:
+    """Return the logits of transformed inputs, from a trainer without a data module."""
+    loader = DataLoader(TensorDataset(inputs), 64)
+    batches: Any = plain().predict(module, loader, ckpt_path=checkpoint, weights_only=True)
+    return torch.cat(batches)
 
 
-class Narrow(Workers):
-    """Workers whose results, once they run, have room for nine numbers: fewer than the outputs of a row."""
-
-    @property
-    def room(self) -> int:
-        return 9 if self._workers else super().room
-
-
-@pytest.mark.parametrize(("kind", "asked"), [(Workers, True), (Narrow, False)])
-def test_a_row_that_a_result_has_no_room_for_is_left_to_this_process(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, kind: type[Workers], asked: bool
+@pytest.mark.parametrize(
+    ("clustering", "precision", "weights_only"),
+    [(None, "32-true", False), (IFCA(2), "32-true", True), (None, "64-true", False)],
+)
+def test_a_module_is_loaded_from_a_checkpoint_without_data(
+    fit: Fit, tmp_path: Path, clustering: IFCA | None, precision: str, weights_only: bool
 ) -> None:
-    pieces, run = [], Workers.run
-
-    def noted(self: Workers, job: Any, tasks: Sequence[Task], recall: Any = None) -> Any:
-        pieces.append([length(task.inputs) for task in tasks if task.inputs is not None])
-        return run(self, job, tasks, recall)
-
-    monkeypatch.setattr(Workers, "run", noted)
-    data = small_data(eval_batch_size=70)
-    fit(small_module(levels=small_levels(1.0), executor=kind(1)), data=data, rounds=1)
-    assert ([24, 23, 23] in pieces) == asked
-    assert any(pieces) == asked
-
-
-class Broken(nn.Module):
-    """A net without static norm layers that cannot be evaluated on many rows."""
-
-    def __init__(self, *, width: float = 1.0) -> None:
-        super().__init__()
-        self.net = small_net(width=width, norm="none")
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if not self.training and len(inputs) > 12:
-            raise ValueError("a net that fails")
-        outputs: Tensor = self.net(inputs)
-        return outputs
+    module = small_module(clustering=clustering)
+    fit(module, rounds=1, precision=precision).save_checkpoint(tmp_path / "m.ckpt", weights_only)
+    dtype = next(module.net.parameters()).dtype
+    inputs = torch.rand(5, 1, 8, 8, dtype=dtype)
+    expected = {(level, k): logits(module, level, inputs, k) for level in "abc" for k in range(len(module.models))}
+    again = HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", clustering=clustering and IFCA(2), **LEVELS)
+    assert again.models.version == 1
+    for (level, cluster), logits_expected in expected.items():
+        assert torch.equal(logits(again, level, inputs, cluster), logits_expected)
+    assert len(expected) == 3 * len(again.models)
 
 
-def test_an_error_in_a_worker_says_what_it_did(fit: Fit) -> None:
-    with pytest.raises(ValueError, match="a net that fails") as caught:
-        fit(small_module(net=Broken, executor=Workers(2)), rounds=1)
-    (note,) = caught.value.__notes__
-    assert note.startswith("in the work of an evaluation of ")
+def test_a_checkpoint_of_other_levels_is_refused(fit: Fit, tmp_path: Path) -> None:
+    fit(small_module(), rounds=1).save_checkpoint(tmp_path / "m.ckpt")
+    with pytest.raises(ConfigurationError, match="checkpoint's levels") as error:
+        HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", net=small_net, levels=small_levels(1.0, 0.5))
+    assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="'net'"):
+        HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt")
+
+
+def test_predictions_give_the_accuracy_of_a_test(fit: Fit, tmp_path: Path) -> None:
+    module, data = small_module(), small_data()
+    trainer = fit(module, data, rounds=2)
+    tested = trainer.test(module, datamodule=data, verbose=False)[0]
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    (loader,) = data.test_dataloader()
+    targets = torch.cat([batch.targets for batch in loader])
+    prepared = torch.cat([data.transform.eval(batch.inputs) for batch in loader])
+    again = HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", **LEVELS)
+    for level in (None, "b", "c"):
+        module.prediction.level = again.prediction.level = level
+        with_data = torch.cat(trainer.predict(module, datamodule=data))  # type: ignore[arg-type]
+        accuracy = (with_data.argmax(1) == targets).float().mean().item()
+        assert accuracy == pytest.approx(
+            tested["test/accuracy" if level is None else f"test/accuracy_by_level/{level}"]
+        )
+        assert torch.allclose(predicted(again, prepared), with_data, atol=1e-5)
+    again.prediction.level = None
+    from_file = predicted(small_module(), prepared, str(tmp_path / "m.ckpt"))
+    assert torch.equal(from_file, predicted(again, prepared))
+
+
+def test_missing_statistics_and_wrong_prediction_settings_are_refused() -> None:
+    module, samples = small_module(), DataLoader(TensorDataset(torch.rand(4, 1, 8, 8)))
+    with pytest.raises(ConfigurationError, match="Expected static batch-norm statistics .* level a but got none"):
+        plain().predict(module, samples)
+    module.prediction.level = "z"
+    with pytest.raises(ConfigurationError, match="Expected prediction.level in .* but got 'z'"):
+        plain().predict(module, samples)
+    module.prediction.level, module.prediction.model = None, 1
+    with pytest.raises(ConfigurationError, match="Expected prediction.model below 1 but got 1"):
+        plain().predict(module, samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -262,3 +263,19 @@ def test_workers_can_be_started_during_an_evaluation() -> None:
         workers.close()
     assert all(torch.equal(*pair) for pair in zip(actual, deltas(Sequential(), statistics), strict=True))
     assert all(torch.equal(*pair) for pair in zip(trained, deltas(Sequential(), train), strict=True))
+
+
+def unsendable(bench: Bench, task: Task) -> Result:
+    """Return a report that cannot be sent to another process."""
+    result = statistics(bench, task)
+    return replace(result, report=replace(result.report, extras={"lock": threading.Lock()}))  # type: ignore[dict-item]
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_with_its_reason() -> None:
+    workers = Workers(1)
+    workers.open(bench_of(Problem(LocalTraining())))
+    try:
+        with pytest.raises(RuntimeError, match="cannot pickle"):
+            list(workers.run(unsendable, TASKS[:1]))
+    finally:
+        workers.close()

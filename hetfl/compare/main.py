@@ -150,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs",
         default="1",
         metavar="N",
-        help="number of runs at a time (default: 1); with several, the cores are divided among them, unless "
-        "OMP_NUM_THREADS is set",
+        help="number of runs at a time (default: 1); with several, worker processes are divided among "
+        "them, and threads, unless OMP_NUM_THREADS is set",
     )
     add("--mixed_data", action="store_true", help="allow runs on different data")
     add("--dry_run", action="store_true", help="check everything, print the plan, and run nothing")

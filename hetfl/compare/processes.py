@@ -144,7 +144,7 @@ def command(run: PlannedRun, action: Action) -> list[str]:
 
 def shared(jobs: int) -> dict[str, str]:
     """Return the settings of the environment that divide the cores among a number of runs at a time."""
-    if jobs == 1:
+    if jobs <= 1:
         return {}
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
     return {RUNS: str(jobs), **threads}
@@ -167,7 +167,7 @@ def run_all(
     """
     todo = deque((run, action, line) for run, line in zip(runs, lines, strict=True)
                  if (action := next_action(run)) is not Action.SKIP)  # fmt: skip
-    settings = shared(jobs)
+    settings = shared(min(jobs, len(todo)))
     children: list[RunProcess] = []
     with taking_signals() as received:
         try:

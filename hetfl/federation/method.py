@@ -145,8 +145,8 @@ class Method(LightningModule, LocalMethod):
     def predict_heads(self, net: nn.Module, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return :meth:`predict`'s outputs, and the outputs of single heads by name, from one forward pass.
 
-        By default there are no heads. Evaluations may call it in other processes, on some rows of a batch: the outputs
-        of a row must not depend on other rows.
+        By default there are no heads. Evaluations may call it in worker processes, on some rows of a batch: the outputs
+        of a row must not depend on other rows, or on attributes that change during a run.
         """
         return self.predict(net, inputs), {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hetfl.federation.hosting import Hosting
 from hetfl.local.outputs import PIECE, Outputs, packed
 from hetfl.models.static_batch_norm import forget_unknown
-from hetfl.tree import Tree, divided, length, taken
+from hetfl.tree import Tree, divided, length, shapes, taken
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 
@@ -21,8 +21,9 @@ class Predicting:
     """Computes the outputs of levels' nets in evaluation mode.
 
     The rows of a batch are divided among the processes of the executor, :data:`~hetfl.local.outputs.PIECE` rows or
-    fewer at a time. The pieces depend on the net alone, so that outputs have the same bits for any number of processes.
-    An executor without processes, or one whose results have no room for a row, leaves the batch to this process.
+    fewer at a time. The pieces do not depend on the number of processes, so that outputs have the same bits for any.
+    An executor without processes leaves the batch to this process. So does one whose results have no room for a row, or
+    are less precise than the outputs.
 
     Args:
         hosting: the nets.
@@ -32,13 +33,14 @@ class Predicting:
 
     def __init__(self, hosting: Hosting, predict: Predict, elsewhere: bool) -> None:
         self.hosting, self.predict, self.elsewhere = hosting, predict, elsewhere
-        self._shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
+        self._rows: dict[tuple[Any, ...], dict[str, Tensor]] = {}
         self.begin()
 
     def begin(self) -> None:
         """Drop what is known of the nets: the resident nets may have been loaded with other values."""
         self._nets: dict[str, nn.Module] = {}
         self._present = -1
+        self._jobs: dict[tuple[Any, ...], Outputs] = {}
 
     def outputs(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:
         """Return the outputs of levels on prepared inputs, then those of the heads of the first level.
@@ -48,29 +50,38 @@ class Predicting:
             levels: names, the largest first.
             model: number of the global model.
         """
-        executor = self.hosting.executor
+        executor, like = self.hosting.executor, self.hosting.models.like
         if self.elsewhere or not executor.room:
             return self._here(inputs, levels, model)
-        shapes = self._shapes.get(key := tuple(levels))
-        if shapes is None:
-            first = self._here(taken(inputs, slice(0, 1)), levels, model)
-            shapes = self._shapes[key] = {name: tuple(outputs.shape[1:]) for name, outputs in first.items()}
-        sizes = [prod(shape) for shape in shapes.values()]
+        row = self._row(inputs, levels, model)
+        sizes = [one.numel() for one in row.values()]
         rows = min(PIECE, executor.room // max(1, sum(sizes)))
-        if not rows:
+        if not rows or any(torch.promote_types(one.dtype, like.dtype) != like.dtype for one in row.values()):
             return self._here(inputs, levels, model)
-        job = self._job_of(levels, model)
+        job = self._job(levels, model)
         pieces = divided(inputs, _even(length(inputs), rows))
         results = executor.run(job, [replace(job.tasks[0], inputs=piece) for piece in pieces])
         found_NX = torch.cat([result.vector for result in results]).view(length(inputs), -1)
-        parts = found_NX.split(sizes, dim=1)
-        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        parts = zip(row.items(), found_NX.split(sizes, dim=1), strict=True)
+        return {name: part.reshape(-1, *one.shape[1:]).to(one.dtype).contiguous() for (name, one), part in parts}
 
-    def _job_of(self, levels: Sequence[str], model: int) -> Outputs:
-        tasks = [self.hosting.evaluated(level, model) for level in levels]
-        statistics = self.hosting.statistics
-        known = statistics.of_model(model) if statistics.current else {}
-        return Outputs(tasks, {level: packed(sums) for level, sums in known.items() if level in levels})
+    def _row(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:
+        """Return the outputs on one row, for their shapes and dtypes."""
+        first = taken(inputs, slice(0, 1))
+        key = (*levels, shapes(first))
+        if key not in self._rows:
+            self._rows[key] = self._here(first, levels, model)
+        return self._rows[key]
+
+    def _job(self, levels: Sequence[str], model: int) -> Outputs:
+        key = (*levels, model)
+        if key not in self._jobs:
+            assert self.hosting.bench is not None
+            tasks = [self.hosting.bench.small(self.hosting.evaluated(level, model)) for level in levels]
+            statistics = self.hosting.statistics
+            known = statistics.of_model(model) if statistics.current else {}
+            self._jobs[key] = Outputs(tasks, {level: packed(sums) for level, sums in known.items() if level in levels})
+        return self._jobs[key]
 
     def _here(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:
         if model != self._present:  # the resident nets hold another model's values

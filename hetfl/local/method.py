@@ -56,8 +56,9 @@ class LocalMethod(ABC):
     def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outputs that an evaluation uses, and the outputs of single heads by name, of one forward pass.
 
-        By default they are the net's outputs, and there are no heads. Evaluations may call it in other processes, on
-        several rows of a batch: outputs of a row must not depend on other rows.
+        By default they are the net's outputs, and there are no heads. Evaluations may call it in worker processes, on
+        some rows of a batch: outputs of a row must not depend on other rows, or on attributes of the method that change
+        during a run, because a worker has the method as it was when the worker started.
         """
         return net(inputs), {}
 

@@ -262,13 +262,12 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
                 return
             job, tasks, slot = message
             try:
-                answer: list[tuple[Result, int]] | str = _written(inner.work(job, tasks), slots[slot])
-            except Exception:
-                answer = traceback.format_exc()
-            try:
-                connection.send(answer)
+                connection.send(_written(inner.work(job, tasks), slots[slot]))
             except (BrokenPipeError, ConnectionResetError):  # the main process gave up, or is gone
                 return
+            except Exception:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.send(traceback.format_exc())
 
 
 def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hetfl.cores import usable_cores
+from hetfl.cores import cores_of_run
 from hetfl.errors import ConfigurationError
 from hetfl.local.auto.probe import Form, executor_of, time_forms
 from hetfl.local.auto.schedule import duration, quickest
@@ -33,7 +33,7 @@ class Auto(Executor):
 
     Args:
         clients: largest number of clients that are trained together.
-        num_workers: number of processes; None: one per core that this process may use.
+        num_workers: number of processes; None: one per core that this run may use.
 
     Raises:
         ConfigurationError: fewer than one client or process.
@@ -43,7 +43,7 @@ class Auto(Executor):
         for name, value in (("clients", clients), ("num_workers", num_workers)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"Expected {name} of at least 1 for executor Auto but got {value}")
-        self.clients, self.num_workers = clients, num_workers or usable_cores()
+        self.clients, self.num_workers = clients, num_workers or cores_of_run()
         self.chosen: dict[str, Any] = {}
         self._executor: Executor = Sequential()
 
