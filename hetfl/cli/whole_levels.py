@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader  # type: ignore[attr-defined]
+from jsonargparse import get_loader
 
 from hetfl.types import Level
 
