@@ -35,16 +35,16 @@ def with_whole_levels(settings: Any) -> Any:
 
 def options_with_whole_levels(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which levels that an option gives have all of their fields."""
-    changed, follows = [], False
+    whole, is_value = [], False  # of the option before
     for argument in arguments:
-        found = OPTION.fullmatch(argument)
-        if follows:
+        option = OPTION.fullmatch(argument)
+        if is_value:
             argument = _whole_text(argument)
-        elif found and found[1] is not None:
-            argument = f"{argument[: found.start(1)]}{_whole_text(found[1])}"
-        follows = found is not None and found[1] is None
-        changed.append(argument)
-    return changed
+        elif option and option[1] is not None:
+            argument = f"{argument[: option.start(1)]}{_whole_text(option[1])}"
+        is_value = option is not None and option[1] is None
+        whole.append(argument)
+    return whole
 
 
 def _whole_text(text: str) -> str:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.federation.hosting import Hosting
-from hetfl.local.outputs import PIECE, Outputs, packed
+from hetfl.local.jobs import pack_statistics
+from hetfl.local.outputs import PIECE, Outputs
+from hetfl.local.stacked.stacked import evenly
 from hetfl.models.static_batch_norm import forget_unknown
 from hetfl.tree import Tree, divided, length, shapes, taken
 
@@ -59,7 +61,7 @@ class Predicting:
         if not rows or any(torch.promote_types(one.dtype, like.dtype) != like.dtype for one in row.values()):
             return self._here(inputs, levels, model)
         job = self._job(levels, model)
-        pieces = divided(inputs, _even(length(inputs), rows))
+        pieces = divided(inputs, [len(piece) for piece in evenly(range(length(inputs)), rows)])
         results = executor.run(job, [replace(job.tasks[0], inputs=piece) for piece in pieces])
         found_NX = torch.cat([result.vector for result in results]).view(length(inputs), -1)
         parts = zip(row.items(), found_NX.split(sizes, dim=1), strict=True)
@@ -80,7 +82,9 @@ class Predicting:
             tasks = [self.hosting.bench.small(self.hosting.evaluated(level, model)) for level in levels]
             statistics = self.hosting.statistics
             known = statistics.of_model(model) if statistics.current else {}
-            self._jobs[key] = Outputs(tasks, {level: packed(sums) for level, sums in known.items() if level in levels})
+            self._jobs[key] = Outputs(
+                tasks, {level: pack_statistics(known[level].values()).numpy() for level in levels if known.get(level)}
+            )
         return self._jobs[key]
 
     def _here(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:
@@ -93,10 +97,3 @@ class Predicting:
         predictions = {level: self.predict(self._nets[level], inputs) for level in levels}
         heads = predictions[levels[0]][1]
         return {level: outputs for level, (outputs, _) in predictions.items()} | heads
-
-
-def _even(count: int, most: int) -> list[int]:
-    """Return the sizes of parts of at most ``most`` rows, which differ by at most one."""
-    parts = -(-count // most)
-    size, larger = divmod(count, parts)
-    return [size + (part < larger) for part in range(parts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -95,8 +95,7 @@ def statistics(bench: Bench, task: Task) -> Result:
     with torch.no_grad(), gathering(resident.net) as layers:
         for batch in batches(len(data.targets), bench.problem.local.batch_size, random):
             resident.net(moved(bench.data.transform.train(taken(data.inputs, batch), random), bench.device))
-        sums = [layer.sums for layer in layers.values()]
-    vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_full((1,), s.batches))])
+        vector = pack_statistics(layer.sums for layer in layers.values() if layer.sums)
     return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
 
 
@@ -167,6 +166,11 @@ def gradients(bench: Bench, task: Task, samples: int | None) -> Result:
         counted, passes = counted + weight, passes + len(batch_N[1])
     resident.finish()
     return Result(task, report_of(bench, task, 0.0, passes), total_D / (counted or 1.0))
+
+
+def pack_statistics(sums: Iterable[StaticStatistics]) -> Tensor:
+    """Return the sums of static norm layers as one vector, which :func:`unpack_statistics` reads."""
+    return torch.cat([part for s in sums for part in (s.mean_C, s.var_C, s.mean_C.new_full((1,), s.batches))])
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:

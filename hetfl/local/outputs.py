@@ -13,7 +13,7 @@ from torch import Tensor, as_tensor, nn
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Result
 from hetfl.local.jobs import unpack_statistics
-from hetfl.models.static_batch_norm import StaticStatistics, forget_unknown, load_statistics
+from hetfl.models.static_batch_norm import forget_unknown, load_statistics
 from hetfl.tree import length
 from hetfl.types import Report, Task
 
@@ -27,7 +27,8 @@ class Outputs:
 
     Attributes:
         tasks: one per level, the largest first, with the part that represents it.
-        statistics: by level, the sums of its static norm layers (:func:`packed`); a level without them has NaN outputs.
+        statistics: by level, the sums of its static norm layers as one vector
+            (:func:`~hetfl.local.jobs.pack_statistics`). The outputs of a level without them are NaN.
     """
 
     tasks: Sequence[Task]
@@ -52,9 +53,3 @@ class Outputs:
         load_statistics(resident.net, None if sums_D is None else unpack_statistics(resident.net, as_tensor(sums_D)))
         forget_unknown(resident.net)
         return resident.net.eval()
-
-
-def packed(sums: Mapping[str, StaticStatistics]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the sums of all static norm layers as one vector, which :func:`unpack_statistics` reads."""
-    parts = [part for s in sums.values() for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))]
-    return torch.cat(parts).double().numpy() if parts else np.empty(0)
