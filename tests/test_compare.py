@@ -17,6 +17,8 @@ from hetfl.compare.main import plan
 from hetfl.compare.one_run import RunInFolder
 from hetfl.compare.plan import Action, PlannedRun, next_action, parse_contenders
 from hetfl.compare.processes import command, only_one, prepare
+from hetfl.data import Digits
+from hetfl.data.arrays import Arrays
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import FEW, ROOT, refused
 
@@ -88,6 +90,21 @@ def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: 
     args = ["compare", "-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", "--out", "out"]
     assert "got data.num_clients 50 in width and 12 in other: allow it with --mixed_data" in refused(capsys, args)
     assert not Path("out").exists()
+
+
+def test_data_of_the_same_settings_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[int | None] = []
+    load = Digits.load
+
+    def counted(self: Digits) -> Arrays:
+        loads.append(self._num_clients)
+        return load(self)
+
+    monkeypatch.setattr(Digits, "load", counted)
+    (tmp_path / "few.yaml").write_text("data: {init_args: {num_clients: 12}}\n")
+    others = ["-r", f"few={WIDTH},few.yaml", "-r", f"again={WIDTH}"]
+    main(["compare", *BOTH, *others, *SETTINGS, "--out", "out", "--mixed_data", "--dry_run"])
+    assert loads == [50, 12, 50]  # of four runs
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

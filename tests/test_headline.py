@@ -213,7 +213,7 @@ def test_a_comparison_of_different_headlines_is_refused_before_it_runs(
     write_run(planned[0].folder, R2, [0.25, 0.5])
     planned[0].mark.write_text("2")
     monkeypatch.setattr(comparing, "plan", lambda *_: planned)
-    monkeypatch.setattr(comparing, "rehearse", lambda args: MAE)
+    monkeypatch.setattr(comparing, "rehearse", lambda args, loaded: MAE)
     args = [f"-r{name}={tmp_path / name}.yaml" for name in ("old", "new")]
     with pytest.raises(ConfigurationError, match="Expected runs with the same score but got r2 in old and mae in new"):
         comparing.main([*args, "--out", str(tmp_path / "out"), "--dry_run", "--mixed_data"])

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 import pandas as pd
+from lightning import LightningDataModule
 from rich.console import Console
 
 from hetfl.analysis import Run
@@ -85,18 +86,20 @@ def main(args: Sequence[str]) -> None:
         check_same_data(runs)
     actions = {run: next_action(run) for run in runs}
     headlines = {}
+    loaded: dict[str, LightningDataModule] = {}
     for contender in contenders:
         of_name = {run: action for run, action in actions.items() if run.name == contender.name}
         # Settings that have trained before need no rehearsal.
         if any(action in (Action.BEGIN, Action.ANEW) for action in of_name.values()):
             with naming(contender.name):
-                headlines[contender.name] = rehearse(_arguments(contender, settings))
+                headlines[contender.name] = rehearse(_arguments(contender, settings), loaded)
         else:
             headlines[contender.name] = headline_in(next(iter(of_name)).folder)
     headline = common_headline(headlines)
     if given.dry_run:
         _print_plan(actions)
         return
+    loaded.clear()
     with only_one(out) as lock:
         swept = {each.name: dict(each.swept) for each in contenders}
         options = {"jobs": given.jobs, "mixed_data": given.mixed_data, "headline": headline}

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,12 +76,30 @@ class _Rehearsal(FederatedTrainer):
 
 
 class _Rehearsing(FederatedCLI):
-    """A CLI that parses, makes all objects and sets them up, without a run folder."""
+    """A CLI that parses, makes all objects and sets them up, without a run folder.
+
+    Args:
+        given: as of the base class.
+        loaded: takes the data of this run, under its settings; if they are there already, the run has that data.
+        settings: as of the base class.
+    """
+
+    def __init__(self, *given: Any, loaded: dict[str, LightningDataModule], **settings: Any) -> None:
+        self.loaded = loaded
+        super().__init__(*given, **settings)
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         trainer = self.config["fit"].trainer
         trainer.logger = trainer.enable_progress_bar = False
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        config = self.config["fit"]
+        settings = repr((config.seed_everything, config.data_seed, config.data))
+        known = self.loaded.get(settings, self.datamodule)
+        self.loaded.clear()  # one data set in memory is enough
+        self.datamodule = self.loaded[settings] = known
 
     def after_fit(self) -> None:
         pass
@@ -139,11 +158,12 @@ def resolve(args: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
     return {seed: cli.text(seed) for seed in seeds}
 
 
-def rehearse(args: Sequence[str]) -> Headline:
+def rehearse(args: Sequence[str], loaded: dict[str, LightningDataModule]) -> Headline:
     """Do everything before the first round: load the data, build every level, check that the levels nest.
 
     Args:
         args: arguments of ``hetfl fit``, without the verb.
+        loaded: the data of the rehearsal before, or empty. Data with the same settings is not loaded again.
 
     Returns:
         The score by which models are compared.
@@ -151,7 +171,6 @@ def rehearse(args: Sequence[str]) -> Headline:
     Raises:
         ConfigurationError: a run would fail before its first round.
     """
-    headline: Headline = start(
-        ["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser
-    ).model.objective.headline
+    cli = start(["fit", *args], cli=partial(_Rehearsing, loaded=loaded), trainer=_Rehearsal, parser=_RaisingParser)
+    headline: Headline = cli.model.objective.headline
     return headline
