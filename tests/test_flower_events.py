@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_events_of_several_writers_are_shown_once_and_kept(tmp_path: Path) -> No
     assert sorted(texts) == sorted(f"{n} {i}" for n in range(4) for i in range(100))
     assert (tmp_path / "log").read_text().splitlines() == shown
     assert source.path.stat().st_size == 0
+
+
+def test_the_same_refusal_is_shown_once_a_minute(tmp_path: Path) -> None:
+    """A node that is refused is asked again, and refuses again."""
+    shown: list[str] = []
+    log = EventLog(EventFile(tmp_path / "events"), None, as_json=False, show=shown.append)
+    told = ((0, "a"), (13, "a"), (59, "a"), (60, "a"), (61, "b"), (62, "a"), (63, "a"))
+    events = [Event("refused", text, seconds=float(second)) for second, text in told]
+    (tmp_path / "events").write_text("".join(f"{json.dumps(asdict(event))}\n" for event in events))
+    assert len(log.forward()) == 7
+    assert [line[17:19] + line[-1] for line in shown] == ["00a", "00a", "01b", "02a"]
 
 
 def test_lines_have_a_time_and_no_text_of_a_node_can_forge_one() -> None:
@@ -86,7 +98,9 @@ def test_status_shows_the_nodes_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "no node serves clients 8" in shown
     assert re.search(r"^one +serving +0-4 +\d+ s ago +2 +2\.5 s +1 +0 +0 +12\.3 kB +5 B$", shown, re.MULTILINE)
     assert "Expected the server's seed (0) but got 1" in shown
-    assert "the server has ended, or hangs" in lines(file.standings, time.time() + 1000)[0]
+    assert "the server was killed, or hangs" in lines(file.standings, time.time() + 1000)[0]
+    file.end()
+    assert lines(read_standings(tmp_path), time.time())[0].startswith("round 3/5, the server ended at 2")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"nodes": {}}', '{"nodes": {"a": {}}, "round": "x"}'])

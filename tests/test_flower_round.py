@@ -21,6 +21,7 @@ from hetfl.aggregators import HolderMean
 from hetfl.clustering import IFCA
 from hetfl.compression import (
     Chain,
+    Compressor,
     DynamicRange,
     ErrorFeedback,
     GammaFedHT,
@@ -177,6 +178,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+def same_bits(alone: FederatedModule, on_nodes: FederatedModule) -> None:
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, on_nodes.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_nodes_give_the_same_bits_as_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
     changes, precision = CASES[case]
@@ -192,6 +198,26 @@ def test_nodes_give_the_same_bits_as_one_process(fit: Fit, tmp_path: Path, case:
     actual = rows(fit(on_nodes, name="nodes", **options))
     # Personal tensors stay on the nodes, so the server has no accuracy with them.
     expected = expected.drop(columns="local/personal_accuracy", errors="ignore")
-    for name, value in alone.state_dict().items():
-        assert torch.equal(value, on_nodes.state_dict()[name]), name
+    same_bits(alone, on_nodes)
     pd.testing.assert_frame_equal(actual, expected, check_exact=True)
+
+
+@pytest.mark.parametrize("compressor", [lambda: GammaFedHT(density=0.1), lambda: TopK(0.2, schedule="lr")])
+def test_learning_rates_and_rounds_are_those_of_the_server(
+    fit: Fit, tmp_path: Path, compressor: Callable[[], Compressor]
+) -> None:
+    """A node may have another schedule in its configuration: thresholds follow that of the server."""
+
+    def make(lr: float = 0.05) -> FederatedModule:
+        training = LocalTraining(1, 10, 1.0, lambda p: SGD(p, lr, 0.9), scheduler=cosine)
+        return small_module(uplink=ErrorFeedback(compressor()), local=training)
+
+    alone = make()
+    fit(alone, name="alone", rounds=3)
+    nodes = {
+        node: make_node(of, tmp_path / f"node{node}", lambda lr=lr: make(lr), max_epochs=rounds)  # type: ignore[misc]
+        for (node, of), lr, rounds in zip(SPLIT.items(), (0.05, 0.1, 0.5), (3, 9, 3), strict=True)
+    }
+    on_nodes = federated(make(), FakePost(nodes))
+    fit(on_nodes, name="nodes", rounds=3)
+    same_bits(alone, on_nodes)

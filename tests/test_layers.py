@@ -26,7 +26,7 @@ LAYERS = (
         "signals",
         "importing",
     },
-    {"arguments", "cores", "factors", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
+    {"arguments", "cores", "started", "factors", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel", "question"},
     {"part"},
     {"types"},

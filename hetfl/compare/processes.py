@@ -20,8 +20,8 @@ from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
-from hetfl.runs.about import COMMAND, command_line
 from hetfl.signals import taking_signals
+from hetfl.started import COMMAND, started_by
 
 START = "import sys; from hetfl.importing import imported; imported('hetfl.compare.one_run').main(sys.argv[1:])"
 """Code of the process of a run, whose arguments follow."""
@@ -69,8 +69,7 @@ class RunProcess:
         self._sent = 0
         self._seen = (0, 0)
         prepare(run, action)
-        started = os.environ.get(COMMAND) or command_line(sys.argv)
-        environment = {**os.environ, COMMAND: started, **settings}
+        environment = {**os.environ, COMMAND: started_by(), **settings}
         with run.log.open("ab") as log:
             self._log_start = log.tell()
             # A separate process group, so that Ctrl-C in a terminal reaches the process only through stop().

@@ -80,14 +80,14 @@ class GammaFedHT(HardThreshold):
         self._endless = False  # whether the run has no last round
 
     def setup(self, facts: Facts) -> None:
-        """Learn γ_0 and γ_T; see :meth:`Compressor.setup`.
+        """Learn γ_0 and γ_T, or forget them if there are no rounds; see :meth:`Compressor.setup`.
 
         Raises:
             ConfigurationError: the law needs one of them, and it is not above 0.
         """
         self._endless = facts.rounds is not None and not facts.lrs
-        if facts.lrs:
-            self._first, self._last = facts.lrs[0], facts.lrs[-1]
+        self._first, self._last = (facts.lrs[0], facts.lrs[-1]) if facts.lrs else (None, None)
+        if self._first is not None:
             self.scale(self._first)
         super().setup(facts)
 

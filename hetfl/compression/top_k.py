@@ -144,6 +144,7 @@ class TopK(Compressor):
         Raises:
             ConfigurationError: it is 0.
         """
+        self._mean_lr = None
         if self.schedule is None or not facts.lrs:
             return
         self._mean_lr = math.fsum(facts.lrs) / len(facts.lrs)

@@ -25,6 +25,8 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """Terminal commands in the output of other programs."""
 LARGEST_EVENT = 1 << 16
 """Bound on the bytes of one event."""
+REPEAT_SECONDS = 60.0
+"""Seconds until the same refusal is shown again: a node is asked every few seconds whether it still refuses."""
 LONGEST_TEXT = 1000
 """Characters of an event's text that are kept, as one printable line."""
 
@@ -131,6 +133,7 @@ class EventLog:
         self._show = show or (lambda line: sys.stderr.write(f"{line}\n"))
         self._log: Path | None = None
         self._kept: list[str] = []  # lines that wait for a log file
+        self._last: tuple[tuple[str, str, str], float] = ("", "", ""), 0.0  # the last event, and when
         if log is not None:
             self.keep_in(log)
 
@@ -148,12 +151,21 @@ class EventLog:
     def forward(self) -> list[Event]:
         """Show and keep the events since the last call; return them."""
         events = self._source.take()
-        lines = [event.as_json() if self._as_json else event.line() for event in events]
+        lines = [event.as_json() if self._as_json else event.line() for event in events if not self._repeats(event)]
         for line in lines:
             self._show(line)
         if lines:
             self._write(lines)
         return events
+
+    def _repeats(self, event: Event) -> bool:
+        """Return whether an event is the same refusal as the last one, less than a minute ago."""
+        content = (event.kind, event.text, event.node)
+        before, since = self._last
+        if event.kind == "refused" and content == before and event.seconds - since < REPEAT_SECONDS:
+            return True
+        self._last = content, event.seconds
+        return False
 
     def _write(self, lines: list[str]) -> None:
         self._kept += lines

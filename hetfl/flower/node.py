@@ -17,6 +17,7 @@ from hetfl.downlink import receiving
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import ClientSide
+from hetfl.federation.facts import facts_of
 from hetfl.flower.events import Reporter, silent
 from hetfl.flower.messages import Answer, ClientAnswer, Order, Request
 from hetfl.flower.settings import disagreement, shared_settings
@@ -100,6 +101,7 @@ class Node:
         self.module, self.data, self.clients, self.states = module, data, clients, states
         self.name, self.report = name or platform.node(), report
         self.settings = shared_settings(module)
+        module.uplink.compressor.setup(facts_of(module, data, rounds=None))  # the schedule is the server's
         module.uplink.residuals = MemoryStore()
         module.personal.store = MemoryStore()
         if module.penalty.memories is not None:

@@ -280,7 +280,7 @@ class Nodes:
         """Register an answer."""
         participant, request = self.participant(letter.node), letter.request
         if isinstance(answer, Failure):
-            self.register.failed(participant, letter.round, letter.clients, answer.reason)
+            self.register.failed(participant, letter.round, letter.clients, answer)
         elif request.job == "train":
             up, seconds = sum(len(report.payload) for report in answer.reports), self._clock() - letter.since
             self.register.served(participant, letter.round, len(letter.clients), seconds, up, request.size)

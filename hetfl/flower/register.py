@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hetfl.flower.events import Event, Reporter
+from hetfl.flower.letters import Failure
 from hetfl.flower.standing import Standing, StandingFile, ranges
 from hetfl.flower.state_owners import Participant
 from hetfl.flower.surroundings import differences
@@ -120,10 +121,10 @@ class Register:
         of.state, of.last_seen = "serving", time.time()
         self.report("back", "answered too late: ignored; it is asked again", participant.name)
 
-    def failed(self, participant: Participant, round: int, clients: Sequence[int], why: str) -> None:
-        """Note a message that did not arrive, or an answer that could not be used."""
-        self._of(participant).refused += len(clients)
-        text = f"round {round}: clients {ranges([*clients])}: {why}"
+    def failed(self, participant: Participant, round: int, clients: Sequence[int], failure: Failure) -> None:
+        """Note a message that did not arrive, or an answer that could not be used; only the latter is refused."""
+        self._of(participant).refused += len(clients) if failure.refused else 0
+        text = f"round {round}: clients {ranges([*clients])}: {failure.reason}"
         self.report("lost", text, participant.name, round=round)
 
     def answer_refused(self, participant: Participant) -> None:

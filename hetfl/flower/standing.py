@@ -71,6 +71,7 @@ class Standings:
         round: the round that runs, from 1; 0: the first has not begun.
         rounds: of the run; 0: no limit.
         missing: clients without a node, as ranges.
+        over: whether the server has ended the run.
         written: when this was written, seconds since 1970.
     """
 
@@ -78,6 +79,7 @@ class Standings:
     round: int = 0
     rounds: int = 0
     missing: str = ""
+    over: bool = False
     written: float = 0.0
 
     def of(self, name: str) -> Standing:
@@ -119,6 +121,11 @@ class StandingFile:
         except OSError:
             return
 
+    def end(self) -> None:
+        """Write that the run is over."""
+        self.standings.over = True
+        self.write(now=True)
+
 
 def read_standings(run: Path) -> Standings:
     """Return the standings in a run folder.
@@ -145,6 +152,8 @@ def _read(kind: type[Any], values: dict[str, Any]) -> Any:
         raise ValueError(f"fields {sorted(values)[:20]}")
     for name, value in values.items():
         if kinds[name] in ("int", "float") and type(value) not in (int, float):
+            raise ValueError(f"{name} {value!r:.40}")
+        if kinds[name] == "bool" and type(value) is not bool:
             raise ValueError(f"{name} {value!r:.40}")
         if kinds[name] == "str" or name == "state":
             values[name] = printable(value)

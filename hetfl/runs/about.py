@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shlex
-import sys
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,11 +12,10 @@ from pathlib import Path
 from hetfl.cores import usable_cores
 from hetfl.errors import ConfigurationError
 from hetfl.reading import parse_json, read_bytes
+from hetfl.started import started_by
 
 FILE = "about.json"
 """Name of the file in a run folder; runs of earlier versions have none."""
-COMMAND = "HETFL_COMMAND"
-"""Environment variable with the command of a process that starts runs in other processes."""
 LARGEST, LONGEST = 20_000, 4_000
 """Maximum size of the file in bytes, and of a text in characters."""
 
@@ -74,24 +70,13 @@ def about_now(device: str, *, classes: int | None, train_samples: int, val_sampl
     return About(
         version=f"hetfl {_version('hetfl')}, Python {platform.python_version()}, PyTorch {_version('torch')}",
         started=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        command=(os.environ.get(COMMAND) or command_line(sys.argv))[:LONGEST],
+        command=started_by()[:LONGEST],
         machine=f"{_processor()}, {_cores()}" + ("" if device == "cpu" else f", {device}"),
         classes=classes,
         train_samples=train_samples,
         val_samples=val_samples,
         test_samples=test_samples,
     )
-
-
-def command_line(arguments: list[str]) -> str:
-    """Return a command as text, with the name of the program in place of its path.
-
-    >>> command_line(["/usr/bin/hetfl", "fit", "-c", "my file.yaml"]), command_line(["-c", "fit"])
-    ("hetfl fit -c 'my file.yaml'", 'hetfl fit')
-    """
-    program = Path(arguments[0]).name if arguments else ""
-    name = program if program.endswith((".py", ".ipynb")) and program != "__main__.py" else "hetfl"
-    return shlex.join([name, *arguments[1:]])
 
 
 def about_in(folder: Path) -> About:

@@ -30,6 +30,8 @@ LOOK_SECONDS = 10.0
 """Seconds between two looks at whether the server is there."""
 REMIND_SECONDS = 60.0
 """Seconds between two reports of the same trouble."""
+INTERRUPTED = re.compile("CancelledError|KeyboardInterrupt")
+"""Last words of a SuperNode whose connection the server has closed."""
 KEY = re.compile(r"code: ?(\d+)")
 REASONS = {
     "2001": "the server admits only nodes with a registered key: give --key",
@@ -207,6 +209,8 @@ def _watch(
 
 def _reason(words: str) -> str:
     """Return the reason of a SuperNode's end."""
+    if INTERRUPTED.search(words):
+        return "the server has ended, or was started again"
     code = KEY.search(words)
     known = REASONS.get(code[1], "") if code else ""
     return f"{known}; {words}" if known else words

@@ -36,6 +36,7 @@ from hetfl.flower.patience import Patience
 from hetfl.printable import printable
 from hetfl.reading import parse_json
 from hetfl.signals import taking_signals
+from hetfl.started import COMMAND, started_by
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"
@@ -96,7 +97,7 @@ def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[
         log = EventLog(EventFile(home / "events"), Path(given.log) if given.log else None, given.json_logs)
         address = f"[{local}]:{given.port}" if ":" in local else f"{local}:{given.port}"
         _connect(home, address, given)
-        env = environment(home)
+        env = environment(home, **{COMMAND: started_by()})
         link = FlowerProcess(_superlink(given), home / "superlink.log", env)
         try:
             wait_until(lambda: bool(received) or listens(local, given.port), link, START_SECONDS)

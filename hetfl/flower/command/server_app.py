@@ -44,6 +44,7 @@ class ServingCLI(FederatedCLI):
     Args:
         args: those of the CLI.
         grid: Flower's.
+        standing: takes the nodes' standing.
         settings: of the command: the patience, the home folder, the names of nodes, and the largest norm of an update,
             inf for no bound; None: the bound follows the updates, unless the model has a bound among its hooks.
         kwargs: those of the CLI.
@@ -51,9 +52,11 @@ class ServingCLI(FederatedCLI):
 
     usually_trusted: ClassVar[Sequence[str] | None] = USUAL
 
-    def __init__(self, *args: Any, grid: Grid, settings: Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, grid: Grid, standing: StandingFile, settings: Mapping[str, Any], **kwargs: Any
+    ) -> None:
         self.grid, self.settings = grid, settings
-        self.home, self.standing = Path(settings["home"]), StandingFile()
+        self.home, self.standing = Path(settings["home"]), standing
         super().__init__(*args, **kwargs)
 
     def instantiate_classes(self) -> None:
@@ -78,7 +81,7 @@ class ServingCLI(FederatedCLI):
 def serve(grid: Grid, context: Context) -> None:
     """Run ``hetfl fit``, and write its output and its exit status to files, apart from Flower's log."""
     settings = parse_json(str(context.run_config["settings"]), LARGEST_TEXT)
-    home, status = Path(settings["home"]), 1
+    home, standing, status = Path(settings["home"]), StandingFile(), 1
     with (
         (home / "output").open("a", buffering=1, encoding="utf-8") as file,
         redirect_stdout(file),
@@ -90,7 +93,7 @@ def serve(grid: Grid, context: Context) -> None:
             with ending_at_once(), command_line(), warnings_as_events(events_of(home)):
                 args = ["fit", *settings["arguments"]]
                 check_arguments(args)
-                start(args, cli=partial(ServingCLI, grid=grid, settings=settings))
+                start(args, cli=partial(ServingCLI, grid=grid, standing=standing, settings=settings))
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -102,4 +105,5 @@ def serve(grid: Grid, context: Context) -> None:
         except Exception:
             traceback.print_exc()
         finally:
+            standing.end()
             write_whole(home / "status", str(status).encode())
