@@ -12,7 +12,8 @@ from lightning import Trainer
 from hetfl.analysis import load_run
 from hetfl.errors import ConfigurationError
 from hetfl.runs import RunFolder
-from hetfl.runs.about import COMMAND, FILE, UNKNOWN, about_in
+from hetfl.runs.about import FILE, UNKNOWN, about_in
+from hetfl.started import COMMAND
 from tests.conftest import small_module
 
 
