@@ -7,8 +7,9 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 
 import pytest
 
@@ -35,10 +36,14 @@ def both(tmp_path: Path) -> Iterator[dict[str, Popen[bytes]]]:
     port = free_port()
     commands = {"node": flower_processes.node(port, tmp_path), "server": flower_processes.server(port, tmp_path)}
     yield commands
-    for command in commands.values():
-        command.terminate()
-    for command in commands.values():
-        command.wait(timeout=120)
+    for _ in range(3):  # a server in a round may wait a minute for a node that has gone; a third signal kills
+        for command in commands.values():
+            command.terminate()
+        until = time.monotonic() + 20.0
+        for command in commands.values():
+            with suppress(TimeoutExpired):
+                command.wait(timeout=max(0.1, until - time.monotonic()))
+    assert None not in [command.poll() for command in commands.values()]
 
 
 @pytest.mark.parametrize("stop", range(STOPS))

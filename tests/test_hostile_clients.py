@@ -221,6 +221,7 @@ def test_false_training_answers_change_nothing_else(training: tuple[Play, Outcom
     """The run reaches its end, every false answer is counted, and the honest updates of its round are in the model."""
     play, lied, silent = training
     assert lied.rows["comm/refused"].tolist() == [1] * len(play.names)
+    assert silent.rows["comm/refused"].tolist() == [0] * len(play.names), silent.texts
     assert_same(lied, silent)
     for name in ("train/loss", "residual/norm"):
         pd.testing.assert_series_equal(lied.rows[name], silent.rows[name], check_exact=True)
