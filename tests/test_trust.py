@@ -147,7 +147,7 @@ def test_a_node_and_a_server_trust_the_default_packages(
     from hetfl.flower.command.client_app import make_node
     from hetfl.flower.command.server_app import ServingCLI
 
-    serving: Any = partial(ServingCLI, grid=None, settings={"home": "."})  # type: ignore[arg-type]
+    serving: Any = partial(ServingCLI, grid=None, standing=None, settings={"home": "."})  # type: ignore[arg-type]
     hostile = [*SHORT, "--model.net=stranger.Thing"]
     for attempt in (
         lambda: make_node(hostile, [0], "states"),
