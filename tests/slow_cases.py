@@ -24,11 +24,15 @@ SLOW = {
         "test_the_accuracy_under_an_attack_is_measured[a little is enough]",
         "test_the_accuracy_under_an_attack_is_measured[label flip]",
     ],
+    "test_blocks.py": [
+        "test_written_values_are_read_back_at_every_index[by tensor]",
+    ],
     "test_budget.py": [
         f"test_uploads_meet_the_budget_within_two_percent[{case}]"
         for case in ("constant", "1/t", "all take part", "a fifth is lost")
     ],
     "test_cli.py": [
+        "test_the_configuration_of_a_resumed_run_starts_a_new_run",
         "test_base_method_and_data_files_are_enough_for_a_run",
         "test_a_signal_stops_the_run_at_a_round_end_with_a_checkpoint[15-SIGTERM]",
     ],
@@ -79,6 +83,9 @@ SLOW = {
         "test_an_early_stopped_run_is_completed_without_another_round",
     ],
     "test_fl_trust.py": ["test_two_hostile_clients_of_twelve_do_not_ruin_a_run"],
+    "test_fleet.py": [
+        "test_the_fleet_benchmark_checks_and_times_its_bookkeeping",
+    ],
     "test_flower_bound.py": [
         "test_two_hostile_nodes_of_six_are_bounded_and_named[10.0]",
         "test_two_hostile_nodes_of_six_are_bounded_and_named[-5.5]",
@@ -108,7 +115,10 @@ SLOW = {
         f"test_a_changed_learning_rate_scales_the_rest_of_the_schedule[{schedule}]"
         for schedule in ("step", "lambda", "sequential")
     ],
-    "test_gpu_benchmark.py": ["test_executors_are_timed_beside_the_plain_loop_with_equal_deltas"],
+    "test_gpu_benchmark.py": [
+        "test_executors_are_timed_beside_the_plain_loop_with_equal_deltas",
+        "test_the_checks_run_on_the_cpu",
+    ],
     "test_heap.py": ["test_malloc_settings_of_the_environment_are_kept[settings0]"],
     "test_hostile_parts.py": [
         "test_a_huge_update_is_reported_by_client_and_the_run_continues[1e+30-mean]",
@@ -128,6 +138,9 @@ SLOW = {
     "test_measures.py": ["test_measures_notice_noise_on_digits"],
     "test_median_bound.py": ["test_two_of_twelve_hostile_clients_do_not_ruin_the_model"],
     "test_momentum_distillation.py": ["test_it_is_resumed_with_the_same_bits"],
+    "test_mutants.py": [
+        "test_a_bug_is_tried_only_with_the_tests_of_its_function",
+    ],
     "test_objective_runs.py": [
         "test_a_run_learns_logs_its_headline_and_resumes_with_the_same_bits[labels]",
         "test_executors_give_equal_results[numbers]",
@@ -145,6 +158,9 @@ SLOW = {
             *("exchanging", "adapters", "clustered"),
         )
     ],
+    "test_reference_clusters.py": [
+        "test_ifca_with_shared_layers_and_feddyn_equals_the_reference[False]",
+    ],
     "test_reference_parts.py": [
         f"test_heterofl_with_other_part_rules_equals_the_reference[{rule}]"
         for rule in ("RandomChannels", "SparseChannels")
@@ -152,6 +168,9 @@ SLOW = {
     "test_relatives.py": [
         f"test_a_resumed_run_ends_with_the_same_bits_and_is_exported[{method}]"
         for method in ("split_mix", "split_mix_robust", "scalefl", "ditto", "fjord")
+    ],
+    "test_reuse.py": [
+        "test_counters_dropout_and_precision_give_the_same_bits_for_any_number_of_workers[small_net-bf16-mixed]",
     ],
     "test_round_schedules.py": [
         "test_a_run_resumed_with_clients_under_way_has_the_same_bits[semi-synchronous]",
@@ -169,6 +188,9 @@ SLOW = {
     "test_shapley.py": ["test_a_resumed_run_has_the_same_values[LeaveOneOut]"],
     "test_snapshots.py": ["test_every_subcommand_accepts_the_configuration_of_a_run_with_snapshots"],
     "test_stacking.py": [
+        "test_assignment_files_stack_on_a_fleet_file[discounted_ucb]",
+        "test_method_files_stack_with_clustering_files[depthfl-ifca]",
+        "test_schedule_files_stack_on_methods_and_a_fleet_file[fedrolex-semi_synchronous]",
         "test_selection_files_stack_with_clustering_and_fleet_files[by_value-clustered_fl-csv]",
         "test_selection_files_stack_with_clustering_and_fleet_files[q_ffl-clustered_fl-csv]",
         "test_selection_files_stack_with_clustering_and_fleet_files[loss_times_size-clustered_fl-mixed]",
@@ -188,8 +210,12 @@ SLOW = {
         "test_schedule_files_stack_on_methods_and_a_fleet_file[fedper-semi_synchronous]",
     ],
     "test_text_runs.py": ["test_a_language_model_by_width_and_depth_resumes_with_the_same_bits"],
+    "test_trackers.py": [
+        "test_figures_are_drawn_while_a_run_trains",
+    ],
     "test_trees.py": ["test_a_federation_on_tree_inputs_learns_and_resumes_with_the_same_bits[tuple]"],
     "test_unlearn_command.py": [
+        "test_wrong_values_are_refused[options6-Expected the run's name to be the name of one folder but got 'a/b']",
         "test_the_first_round_has_the_cost_of_asking_all_clients",
         "test_the_new_run_is_resumed_and_unlearns_another_class",
         "test_wrong_values_are_refused[options2-Expected --class from 0 to 9 but got -1]",
