@@ -39,9 +39,11 @@ from hetfl.selection import Uniform
 PIXELS, CLASSES, SMALLEST = 64, 10, 1 / 16
 WARMUP = 3
 """Number of rounds that are not timed."""
-BEFORE = 6
+ROUNDS = 7
+"""Number of rounds that are timed, by default."""
+BEFORE = WARMUP + ROUNDS // 2
 """Number of rounds before the middle one of those that are timed."""
-TERMS = ("its clients", "all clients", "levels of its clients", "entries of its clients", "entries again", "parameters")
+TERMS = ("its clients", "all clients", "its levels", "its entries", "its entries with residuals", "parameters")
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,14 @@ class Size:
 
     def terms(self) -> list[float]:
         """Return what the cost is linear in, in the order of :data:`TERMS`."""
-        entries = self.cohort * statistics.mean(self.parameters(width) for width in self.widths())
         levels = self.levels * (1 - (1 - 1 / self.levels) ** self.cohort)
         again = 1 - (1 - self.cohort / self.clients) ** BEFORE
-        return [self.cohort, self.clients, levels, entries, again * entries, self.parameters()]
+        return [self.cohort, self.clients, levels, self.entries, again * self.entries, self.parameters()]
+
+    @property
+    def entries(self) -> float:
+        """The expected entries of all clients of a round."""
+        return self.cohort * statistics.mean(self.parameters(width) for width in self.widths())
 
 
 BASE = Size()
@@ -135,7 +141,7 @@ def drawn(count: int) -> Iterator[Size]:
 
     while count:
         size = Size(between(100, 100_000), between(10, 1000), between(70, 5500), choose.randint(1, 20))
-        if size.cohort <= size.clients and size.terms()[3] <= 4e7:
+        if size.cohort <= size.clients and size.entries <= 4e7:
             count -= 1
             yield size
 
@@ -169,7 +175,7 @@ def draw(measured: dict[Size, float], coefficients: NDArray[np.float64], path: P
 def main() -> None:
     """Run from the command line."""
     options = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    options.add_argument("--rounds", type=int, default=7, help="timed rounds of a size (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds of a size (default: %(default)s)")
     options.add_argument("--drawn", type=int, default=12, help="sizes that the model predicts (default: %(default)s)")
     options.add_argument("--out", type=Path, help="picture of the curves")
     given = options.parse_args()

@@ -58,9 +58,12 @@ def lines(standings: Standings, now: float) -> list[str]:
     age = now - standings.written
     of = f"{standings.round}{f'/{standings.rounds}' if standings.rounds else ''}"
     moment = datetime.fromtimestamp(standings.written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    state = f"as of {age:.0f} s ago" if age < SILENT_SECONDS else f"as of {moment}; the server was killed, or hangs"
     if standings.over:
         state = f"the server ended at {moment}"
+    elif age < SILENT_SECONDS:
+        state = f"as of {age:.0f} s ago"
+    else:
+        state = f"as of {moment}; the server was killed, or hangs"
     head = f"round {of}, {state}"
     missing = [f"no node serves clients {standings.missing}"] if standings.missing else []
     rows = [[*TITLES], *(_row(each, now) for each in standings.nodes.values())]
