@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -14,6 +18,8 @@ from hetfl import DepthFL, FedAvg
 from hetfl.clustering import IFCA
 from hetfl.fleet import Dynamic
 from hetfl.local import Executor, Sequential, Workers
+from hetfl.local.bench import Bench
+from hetfl.local.own_scores import OwnScores, pack_sums, unpack_sums
 from hetfl.models import MultiExitConvNet
 from hetfl.parts import RankedMask, Rolling
 from hetfl.tree import length
@@ -41,6 +47,7 @@ FEDERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "clusters": lambda **changes: small_module(clustering=IFCA(2), **changes),
     "adapters": lora_module,
+    "personal": lambda **changes: small_module(personal=["classifier.*", "*norm*"], clustering=IFCA(2), **changes),
 }
 
 
@@ -58,7 +65,39 @@ def test_workers_measure_the_scores_of_one_process(fit: Fit, kind: str) -> None:
     here = scores(fit, FEDERATIONS[kind], Sequential(), "here")
     two = scores(fit, FEDERATIONS[kind], Workers(2), "two")
     assert {"val/loss", "test/loss"} <= set(here)
+    assert ("local/personal_accuracy" in here) == (kind == "personal")
     pd.testing.assert_frame_equal(here, two, check_exact=False, rtol=1e-9)
+
+
+def test_workers_measure_clients_own_models(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process does not evaluate a client's own model, and all clients with test samples are asked."""
+    asked, run, here = [], Workers.run, OwnScores.__call__
+
+    def noted(self: Workers, job: Any, tasks: Sequence[Task], recall: Any = None) -> Any:
+        if isinstance(job, OwnScores):
+            asked.append([task.client for task in tasks])
+        return run(self, job, tasks, recall)
+
+    def counted(self: OwnScores, bench: Bench, task: Task) -> Any:
+        processes.add(os.getpid())
+        return here(self, bench, task)
+
+    processes: set[int] = set()
+    monkeypatch.setattr(Workers, "run", noted)
+    monkeypatch.setattr(OwnScores, "__call__", counted)
+    data = small_data()
+    fit(small_module(personal=["classifier.*"], executor=Workers(2)), data=data, rounds=1)
+    tested = [client for client in range(data.num_clients) if len(data.client_data(client, "test"))]
+    assert asked == [tested]
+    assert not processes
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 2**52), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float64]))
+def test_sums_keep_48_bits(sums: list[int], dtype: torch.dtype) -> None:
+    sums_M = torch.tensor(sums, dtype=torch.float64)
+    found_M = unpack_sums(pack_sums(sums_M, dtype))
+    assert ((found_M - sums_M).abs() <= 2.0**-48 * sums_M).all()
 
 
 def test_scores_have_the_same_bits_for_any_number_of_workers(fit: Fit) -> None:

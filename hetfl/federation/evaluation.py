@@ -12,10 +12,12 @@ from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.predicting import Predict, Predicting
 from hetfl.local import Personal
+from hetfl.local.outputs import Sums
+from hetfl.local.own_scores import OwnScores, unpack_sums
 from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
 from hetfl.objectives.scores import beside
 from hetfl.seeding import generator
-from hetfl.tree import Tree, cast, moved, taken
+from hetfl.tree import Tree, taken
 from hetfl.types import Task
 
 Batch = tuple[Tree, Tensor, Tensor]
@@ -125,27 +127,27 @@ class Evaluation:
         """
         if self._personal_measured:
             return self.personal_scores
-        task_parts, round, mark = self.hosting.task_parts, self.models.last_round, self.models.mark
+        tested = [len(self.data.client_data(client, "test").targets) for client in range(self.data.num_clients)]
+        levels, sums = self.assignment.levels(self.models.last_round), dict[tuple[str, int], Sums]()
+        for model in self._used:
+            sums |= {(level, model): packed for level, packed in self.hosting.sums(model).items()}
+        tasks = [self._own(client, level) for client, level in enumerate(levels) if tested[client]]
         self.personal_scores.reset()
-        self.predicting.begin()  # resident nets are loaded with clients' values
+        for result in self.predicting.run(OwnScores(self.data.eval_batch_size, sums), tasks, self._with_personal):
+            client = result.task.client
+            self.personal_scores.add(client, unpack_sums(result.vector), tested[client])
         self._personal_measured = True
-        for client, level in enumerate(self.assignment.levels(round)):
-            samples = self.data.client_data(client, "test")
-            model = int(self._model_N[client])
-            task = task_parts.drawn(
-                Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
-            )
-            kept = self.personal.of(task.owner, task_parts.kept(task), self.models.like)
-            net = self.hosting.of_client(replace(task, personal=kept))
-            for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
-                owner = torch.full((len(batch),), client)
-                # Lightning enters the trainer's precision, and casts inputs, only in steps.
-                with self.hosting.problem.precision_context():
-                    inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
-                    inputs = moved(cast(inputs, self.models.like.dtype), self.models.like.device)
-                    outputs = self.predict(net, inputs)[0]
-                self.personal_scores.update(self._sums(outputs, targets.to(outputs.device), owner), owner)
         return self.personal_scores
+
+    def _own(self, client: int, level: str) -> Task:
+        """Return the task of a client's own sub-model."""
+        round, model = self.models.last_round, int(self._model_N[client])
+        owner = self.clustering.owner(client, model)
+        return self.hosting.task_parts.drawn(Task(client, level, round, self.models.mark, model=model, owner=owner))
+
+    def _with_personal(self, task: Task) -> Task:
+        kept = self.personal.of(task.owner, self.hosting.task_parts.kept(task), self.models.like)
+        return replace(task, personal=kept)
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return the columns and rows of ``clients.csv``, one row per client, and reset their scores."""

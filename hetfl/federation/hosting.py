@@ -13,6 +13,8 @@ from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.local import Executor, LocalProblem
 from hetfl.local.bench import Bench
+from hetfl.local.jobs import pack_statistics
+from hetfl.local.outputs import Sums
 from hetfl.local.resident import ResidentNet
 from hetfl.parts import NOBODY
 from hetfl.types import Task
@@ -83,13 +85,10 @@ class Hosting:
         """Return a task of no client, with the part that represents a level."""
         return self.task_parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
 
-    def of_client(self, task: Task) -> nn.Module:
-        """Return the resident net of a task with its client's personal tensors, for an evaluation."""
-        assert self.bench is not None
-        resident = self.bench.resident(task)
-        resident.start(beyond_D=self.bench.beyond(task))
-        self.statistics.load_into(task.level, resident.net, task.model)
-        return resident.net.eval()
+    def sums(self, model: int) -> dict[str, Sums]:
+        """Return by level the sums of a global model's static norm layers as one vector; empty: they are unknown."""
+        known = self.statistics.of_model(model) if self.statistics.current else {}
+        return {level: pack_statistics(sums.values()).cpu().numpy() for level, sums in known.items() if sums}
 
     def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:
         """Give clusters new models at the end of a round; see :meth:`GlobalModels.renew`."""

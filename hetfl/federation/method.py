@@ -113,13 +113,6 @@ class Method(LightningModule, LocalMethod):
                 f"{type(objective).__name__}{self.without_labels}"
             )
 
-    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (..., K) restricted to a client's ``labels`` (..., K), a mask; by default unchanged.
-
-        A method that overrides it needs an objective whose outputs are scores of labels.
-        """
-        return logits
-
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         """Return the objective's loss of outputs and targets; with leading client dimensions, one loss each.
 
@@ -130,7 +123,7 @@ class Method(LightningModule, LocalMethod):
     @property
     def needs_labels(self) -> bool:
         """Whether the method needs an objective with labels: by default, whether it overrides :meth:`restrict`."""
-        return type(self).restrict is not Method.restrict
+        return type(self).restrict is not LocalMethod.restrict
 
     def predict(self, net: nn.Module, inputs: Any) -> Tensor:
         """Return the outputs that an evaluation uses.

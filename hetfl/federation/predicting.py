@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.federation.hosting import Hosting
-from hetfl.local.jobs import pack_statistics
+from hetfl.local.executor import Job, Recall, Result
 from hetfl.local.outputs import PIECE, Outputs
 from hetfl.local.stacked.stacked import evenly
 from hetfl.models.static_batch_norm import forget_unknown
 from hetfl.tree import Tree, divided, length, shapes, taken
+from hetfl.types import Task
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 
@@ -67,6 +68,22 @@ class Predicting:
         parts = zip(row.items(), found_NX.split(sizes, dim=1), strict=True)
         return {name: part.reshape(-1, *one.shape[1:]).to(one.dtype).contiguous() for (name, one), part in parts}
 
+    def run(self, job: Job, tasks: Sequence[Task], recall: Recall) -> list[Result]:
+        """Return the results of a job for clients, which this process has where the clients are on other machines.
+
+        Args:
+            job: the work for each client; resident nets then have the clients' values.
+            tasks: one per client.
+            recall: adds the client's state to a task.
+        """
+        self.begin()
+        bench = self.hosting.bench
+        assert bench is not None
+        with self.hosting.problem.precision_context():  # Lightning enters the trainer's precision only in steps
+            if self.elsewhere:
+                return [job(bench, recall(task)) for task in tasks]
+            return list(self.hosting.executor.run(job, tasks, recall))
+
     def _row(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:
         """Return the outputs on one row, for their shapes and dtypes."""
         first = taken(inputs, slice(0, 1))
@@ -80,11 +97,8 @@ class Predicting:
         if key not in self._jobs:
             assert self.hosting.bench is not None
             tasks = [self.hosting.bench.small(self.hosting.evaluated(level, model)) for level in levels]
-            statistics = self.hosting.statistics
-            known = statistics.of_model(model) if statistics.current else {}
-            self._jobs[key] = Outputs(
-                tasks, {level: pack_statistics(known[level].values()).numpy() for level in levels if known.get(level)}
-            )
+            sums = self.hosting.sums(model)
+            self._jobs[key] = Outputs(tasks, {level: sums[level] for level in levels if level in sums})
         return self._jobs[key]
 
     def _here(self, inputs: Tree, levels: Sequence[str], model: int) -> dict[str, Tensor]:

@@ -27,6 +27,13 @@ class LocalMethod(ABC):
 
     objective: Objective = Classification()
 
+    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return logits (..., K) restricted to a client's ``labels`` (..., K), a mask; by default unchanged.
+
+        A method that overrides it needs an objective whose outputs are scores of labels.
+        """
+        return logits
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         """Return the mean loss of outputs, such as (N, K), and targets (N,); leading dimensions give one per client."""

@@ -21,18 +21,21 @@ PIECE = 32
 """Rows of a batch that a process computes at a time, at most; it is fixed, so that cores do not change any bits."""
 
 
+Sums = np.ndarray[Any, np.dtype[np.float64]]
+"""The sums of a net's static norm layers as one vector (:func:`~hetfl.local.jobs.pack_statistics`)."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Computes outputs in evaluation mode; the result's vector has those of each row side by side.
 
     Attributes:
         tasks: one per level, the largest first, with the part that represents it.
-        statistics: by level, the sums of its static norm layers as one vector
-            (:func:`~hetfl.local.jobs.pack_statistics`). The outputs of a level without them are NaN.
+        statistics: by level, the sums of its static norm layers. The outputs of a level without them are NaN.
     """
 
     tasks: Sequence[Task]
-    statistics: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+    statistics: Mapping[str, Sums]
 
     def __call__(self, bench: Bench, task: Task) -> Result:
         """Return the outputs on the inputs of a task."""
@@ -41,15 +44,24 @@ class Outputs:
         heads: dict[str, Tensor] = {}
         with torch.no_grad():
             for of_level in self.tasks:
-                found[of_level.level], others = predict(self._net(bench, of_level), task.inputs)
+                net = evaluated(bench, of_level, self.statistics.get(of_level.level))
+                found[of_level.level], others = predict(net, task.inputs)
                 heads = heads or others
         rows = length(task.inputs)
         vector = torch.cat([outputs.reshape(rows, -1) for outputs in (found | heads).values()], dim=1).flatten()
         return Result(task, Report(task.client, task.level, 0, 0.0, model=task.model), vector)
 
-    def _net(self, bench: Bench, task: Task) -> nn.Module:
-        resident, sums_D = bench.resident(task), self.statistics.get(task.level)
-        resident.start()
-        load_statistics(resident.net, None if sums_D is None else unpack_statistics(resident.net, as_tensor(sums_D)))
-        forget_unknown(resident.net)
-        return resident.net.eval()
+
+def evaluated(bench: Bench, task: Task, sums_D: Sums | None) -> nn.Module:
+    """Return the resident net of a task in evaluation mode, with its client's personal tensors.
+
+    Args:
+        bench: the resident nets.
+        task: the client, level and model.
+        sums_D: of its static norm layers; None: unknown, and outputs are NaN.
+    """
+    resident = bench.resident(task)
+    resident.start(beyond_D=bench.beyond(task))
+    load_statistics(resident.net, None if sums_D is None else unpack_statistics(resident.net, as_tensor(sums_D)))
+    forget_unknown(resident.net)
+    return resident.net.eval()

@@ -145,6 +145,17 @@ class ClientScores:
         self.sums_SM.index_add_(0, owner, sums)
         self.count_S.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
 
+    def add(self, client: int, sums_M: Tensor, count: int) -> None:
+        """Add samples of a client.
+
+        Args:
+            client: the client.
+            sums_M: the sums over the samples of the numbers from :meth:`Objective.sums`.
+            count: number of the samples.
+        """
+        self.update(sums_M.unsqueeze(0), torch.tensor([client]))
+        self.count_S[client] += count - 1
+
     def _scores(self) -> tuple[Tensor, Tensor]:
         """Return which clients have a score, bool (N,), and their scores in the order of the clients."""
         has_S = self.count_S > 0
