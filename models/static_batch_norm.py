@@ -77,9 +77,9 @@ class StaticBatchNorm2d(nn.Module):
         Raises:
             RuntimeError: in evaluation, before any statistics were loaded.
         """
-        if self.training or self.is_gathering:
-            if self.is_gathering:
-                self._gather(x_NCHW)
+        if self.is_gathering:
+            return self._gather(x_NCHW)
+        if self.training:
             return F.batch_norm(x_NCHW, None, None, self.weight, self.bias, training=True, eps=self.eps)
         if not self.ready:
             raise RuntimeError(
@@ -87,12 +87,16 @@ class StaticBatchNorm2d(nn.Module):
             )
         return F.batch_norm(x_NCHW, self.mean, self.var, self.weight, self.bias, training=False, eps=self.eps)
 
-    def _gather(self, x_NCHW: Tensor) -> None:
-        # Under autocast activations are bfloat16, which could not even count the batches.
-        x_NCHW = x_NCHW.detach().to(self.weight.dtype)
-        var_C, mean_C = torch.var_mean(x_NCHW, dim=(0, 2, 3), correction=1)
+    def _gather(self, x_NCHW: Tensor) -> Tensor:
+        """Return the activations normalised by the batch, and add its statistics to the sums."""
+        mean_C, var_C = self.weight.new_zeros(2, self.weight.numel())
+        # Running statistics with a momentum of 1 are those of the batch, which the same pass has computed.
+        normalised_NCHW = F.batch_norm(
+            x_NCHW, mean_C, var_C, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps
+        )
         batch = StaticStatistics(mean_C, var_C, 1)
         self.sums = batch if self.sums is None else self.sums + batch
+        return normalised_NCHW
 
     def extra_repr(self) -> str:
         """Return the sizes for ``print(net)``."""

@@ -131,6 +131,24 @@ def test_static_batch_norm_equals_numpy_in_training_and_evaluation() -> None:
     assert np.allclose(alone.detach().numpy(), got, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gathered_variances_of_values_far_from_zero_are_precise(
+    layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """Activations have a mean a hundred times their spread, and under autocast they are bfloat16."""
+    torch.manual_seed(0)
+    layer = StaticBatchNorm2d(3)
+    x = (torch.randn(10, 3, 28, 28) + 100).to(dtype).to(memory_format=layout)
+    with torch.no_grad(), gathering(layer), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        assert layer(x).dtype == dtype
+        sums = layer.sums
+    expected = x.double().numpy()
+    assert sums is not None
+    assert sums.mean_C.numpy() == pytest.approx(expected.mean((0, 2, 3)), rel=5e-6)
+    assert sums.var_C.numpy() == pytest.approx(expected.var((0, 2, 3), ddof=1), rel=1e-4)
+
+
 def test_evaluation_without_statistics_is_refused_and_statistics_are_not_sent() -> None:
     layer = StaticBatchNorm2d(2)
     with pytest.raises(RuntimeError, match="statistics"):
