@@ -1,0 +1,137 @@
+"""Other ways to compute a client's step, beside the present one: a compiler, another layout, matrices, bfloat16.
+
+The step is a forward and a backward pass of a level's net on a batch, on one thread. The compiled net is measured warm;
+what compiling takes is printed. All ways but bfloat16 are checked to give the same gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import Row, interleaved, parser, report, rows, threads
+from torch import Tensor, nn
+from torch.nn import functional as F
+from work import Setting
+
+from hetfl.local.channels_last import channels_last
+
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+class ByMatrices(torch.autograd.Function):
+    """A convolution of 3 x 3 pixels as products of matrices: every output pixel's inputs are a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias_C: Tensor) -> Tensor:  # noqa: D102
+        rows_PK = _rows(x_NCHW)
+        ctx.save_for_backward(rows_PK, weight)
+        ctx.inner = ctx.needs_input_grad[0]
+        return _images(torch.addmm(bias_C, rows_PK, _matrix(weight).t()), x_NCHW.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # noqa: D102
+        (rows_PK, weight), (grad_NCHW,) = ctx.saved_tensors, grads
+        grad_PC = grad_NCHW.movedim(1, -1).reshape(-1, grad_NCHW.shape[1])
+        of_weight = (grad_PC.t() @ rows_PK).view(len(weight), *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
+        if not ctx.inner:
+            return None, of_weight, grad_PC.sum(0)
+        turned = _matrix(weight.flip(2, 3).transpose(0, 1))
+        return _images(_rows(grad_NCHW) @ turned.t(), grad_NCHW.shape), of_weight, grad_PC.sum(0)
+
+
+def _rows(x_NCHW: Tensor) -> Tensor:
+    """Return the 9 C inputs of each pixel's output as a row, with zeros around the image, shape (N H W, 9 C)."""
+    padded_NHWC = F.pad(x_NCHW.movedim(1, -1), (0, 0, 1, 1, 1, 1))
+    return padded_NHWC.unfold(1, 3, 1).unfold(2, 3, 1).movedim(3, -1).reshape(-1, 9 * x_NCHW.shape[1])
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.movedim(1, -1).reshape(len(weight), -1)
+
+
+def _images(pixels_PC: Tensor, shape: torch.Size) -> Tensor:
+    count, _, height, width = shape
+    return pixels_PC.view(count, height, width, -1).movedim(-1, 1)
+
+
+class MatrixConvolution(nn.Module):
+    """A convolution that is computed by :class:`ByMatrices`, with the parameters of another."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the convolution, with images of the same size."""
+        out: Tensor = ByMatrices.apply(x_NCHW, self.weight, self.bias)
+        return out
+
+
+def by_matrices(net: nn.Module) -> nn.Module:
+    """Return a copy of a net whose convolutions are products of matrices."""
+    copied = copy.deepcopy(net)
+    for name, layer in list(copied.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            owner, _, leaf = name.rpartition(".")
+            setattr(copied.get_submodule(owner), leaf, MatrixConvolution(layer))
+    return copied
+
+
+def steps(setting: Setting) -> dict[str, Step]:
+    """Return the ways to compute the gradients of a level's net, the present one first; check that they are equal.
+
+    Raises:
+        RuntimeError: a gradient differs by more than rounding.
+    """
+    torch.manual_seed(0)
+    net = setting.level_net(setting.levels).to(memory_format=torch.channels_last)
+    plain_NCHW = torch.randn(setting.batch_size, setting.channels, setting.size, setting.size)
+    inputs_NCHW, targets_N = channels_last(plain_NCHW), torch.randint(10, (setting.batch_size,))
+
+    def gradients(net: Callable[[Tensor], Tensor], of: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(net(inputs), targets_N), list(of.parameters()))
+
+    def rounded() -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return gradients(net, net, inputs_NCHW)
+
+    compiled, matrices = torch.compile(net), by_matrices(net)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    made: dict[str, Step] = {
+        "now: channels last": lambda: gradients(net, net, inputs_NCHW),
+        "torch.compile": lambda: gradients(compiled, net, inputs_NCHW),
+        "channels first": lambda: gradients(plain, plain, plain_NCHW),
+        "convolutions as matrices": lambda: gradients(matrices, matrices, inputs_NCHW),
+    }
+    expected = made["now: channels last"]()
+    for name, step in made.items():
+        start = time.perf_counter()
+        for found, right in zip(step(), expected, strict=True):
+            if not torch.allclose(found, right, rtol=1e-3, atol=1e-4):
+                raise RuntimeError(f"Expected equal gradients from {name} but got others")
+        if name == "torch.compile":
+            print(f"Compiling level {setting.levels} takes {time.perf_counter() - start:.0f} s, less if it is cached.")
+    return {**made, "bfloat16 (autocast), not the same numbers": rounded}
+
+
+def ways(setting: Setting, blocks: int) -> list[Row]:
+    """Return the times of a step by way."""
+    with threads(1):
+        times = interleaved(steps(setting), blocks=blocks, warmup=3)
+    return rows(f"a step at level {setting.levels}, one thread", times)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parser(__doc__, blocks=40)
+    options.add_argument("--levels", default="abce", help="levels (default: %(default)s)")
+    given = options.parse_args()
+    report([row for level in given.levels for row in ways(Setting(level), given.blocks)], given.json)
+
+
+if __name__ == "__main__":
+    main()
