@@ -152,7 +152,7 @@ class ErrorFeedback(Piece):
             )
         else:
             update = self.compressor.compress_in(combine(delta_D, None)[0], context)
-        if exact is not None:
+        if exact is not None and exact.numel():
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)
         return Message(client, round, index, payload, left_D, buffer, reported)

@@ -53,7 +53,8 @@ class ClientSide:
         """Return a task with the penalty's memory of its client's trained parameters, and its personal tensors."""
         models = self.task_parts.models
         memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
-        return replace(self.with_personal(task), memory_D=memory_D, first_D=self.task_parts.first_values(task))
+        first_D, task = self.task_parts.first_values(task), self.with_personal(task)
+        return task if memory_D is None and first_D is None else replace(task, memory_D=memory_D, first_D=first_D)
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with its client's personal tensors."""
@@ -89,7 +90,9 @@ class ClientSide:
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
         personal = _restricted(result.vector, moving, kept) if (kept := self.task_parts.kept(task)) else None
-        report = replace(result.report, extras={**result.report.extras, **message.extras})
+        report = result.report
+        if message.extras:
+            report = replace(report, extras={**report.extras, **message.extras})
         return Reply(task, report, message.payload, prepared=message, personal=personal)
 
     def keep(self, reply: Reply, update: Update) -> None:

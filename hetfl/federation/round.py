@@ -274,7 +274,7 @@ class RunningRound:
             return reply
         samples, epochs = self.of.selection.sizes[task.client], task.epochs or local.epochs
         report, wrong = within_ranges(reply.report, samples, epochs, self.of.extras(task.round))
-        return replace(reply, report=report, refusal=reply.refusal or wrong)
+        return replace(reply, report=report, refusal=reply.refusal or wrong) if wrong else reply
 
     def _lost(self, task: Task) -> Work | None:
         """Return the work of a client whose update will not arrive in time; None if it will.

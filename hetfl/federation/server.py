@@ -23,7 +23,7 @@ from hetfl.finite import require_finite
 from hetfl.fleet import Work
 from hetfl.hooks import Hooks
 from hetfl.schedule import FRESH, Accepted, Age, Flight, Reply
-from hetfl.types import Task
+from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 
@@ -85,9 +85,7 @@ class Server:
         if not self.ledger.in_time(task.client, task.round, work):
             self.ledger.lose(task.client, task.round, work)
             return None
-        seconds, loss, up_bytes = self.ledger.seconds(task.client, task.round, work), flight.initial_loss, work.up_bytes
-        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=flight.weight)
-        report = age.of(replace(report, seconds=seconds, up_bytes=int(up_bytes)))
+        report = age.of(self._completed(reply.report, flight))
         try:
             hooked = self.hooks.on_update(update, task.sent, report)
             self.aggregators.update(age.applied(hooked), task.sent, report)
@@ -103,6 +101,17 @@ class Server:
             dense_bytes=4 * task.sent.size,
         )
         return Accepted(report, update, task.sent, peak)
+
+    def _completed(self, report: Report, flight: Flight) -> Report:
+        """Return a client's report with what the server knows about it."""
+        return replace(
+            report,
+            flops=float(flight.work.flops),
+            seconds=self.ledger.seconds(flight.task.client, flight.task.round, flight.work),
+            up_bytes=int(flight.work.up_bytes),
+            initial_loss=flight.initial_loss,
+            weight=flight.weight,
+        )
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
         sender = f"client {self.ledger.called(task.client)} at level {task.level}"

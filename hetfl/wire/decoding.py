@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -86,9 +86,10 @@ def decode(data: bytes, expected: Expected) -> Update:
         raise MalformedPayload(
             Reason.CHECKSUM, f"Expected an intact message from client {expected.client} but got damage"
         )
-    exact = _read_values(data, exact_at, header.num_exact, exact_dtype)
     empty = decode_support(data, header, expected.size, expected.layout)
-    update = replace(_with_values(empty, data, values_at, header, expected), exact=exact)
+    update = _with_values(empty, data, values_at, header, expected)
+    if header.num_exact:
+        update = update.with_exact(_read_values(data, exact_at, header.num_exact, exact_dtype))
     if not (isinstance(update, DenseUpdate | SparseUpdate) or bool(torch.isfinite(update.to_dense()).all())):
         raise MalformedPayload(Reason.VALUES, "Expected finite products but got an overflow")
     return update

@@ -46,7 +46,8 @@ def encode(update: Update, *, round: int, client: int, half_precision: bool = Fa
             f"{dtype}, {exact_dtype}"
         )
     body = [support, *_value_parts(update, dtype, client)]
-    body.append(_finite_array(update.exact, exact_dtype, "exact block", client))
+    if update.exact.numel():
+        body.append(_finite_array(update.exact, exact_dtype, "exact block", client))
     header = Header(
         magic=MAGIC,
         version=VERSION,
