@@ -29,6 +29,7 @@ from hetfl.local.default import DefaultExecutor  # noqa: E402
 from hetfl.local.executor import InProcess  # noqa: E402
 from hetfl.local.jobs import train  # noqa: E402
 from hetfl.local.outputs import Outputs  # noqa: E402
+from hetfl.local.own_scores import OwnScores  # noqa: E402
 from hetfl.local.workers import Workers  # noqa: E402
 from hetfl.runs.checkpoint import SafeCheckpointIO  # noqa: E402
 from hetfl.runs.run_folder import RunFolder  # noqa: E402
@@ -107,7 +108,7 @@ def timed_runs(parts: Parts, run: Callable[..., Iterator[Any]]) -> Callable[...,
 
 
 def _work(job: Any) -> str:
-    if isinstance(job, Outputs):
+    if isinstance(job, Outputs | OwnScores):
         return "evaluate"
     return "train" if job is train else "clients' statistics and answers"
 
