@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hetfl.local import Auto, Executor, Sequential, Stacked, Workers
+from hetfl.local.by_shape import ByShape
 
 
 def executors(workers: int, cohort: int) -> dict[str, Callable[[], Executor]]:
@@ -19,6 +20,7 @@ def executors(workers: int, cohort: int) -> dict[str, Callable[[], Executor]]:
         f"Workers({workers})": partial(Workers, workers),
         f"Workers({workers}, Stacked)": lambda: Workers(workers, Stacked(-(-cohort // workers))),
         f"Workers({workers}, Stacked(1))": lambda: Workers(workers, Stacked(1)),
+        "default": lambda: Workers(workers, ByShape(workers)),
         "Auto": partial(Auto, num_workers=workers),
         "Sequential": Sequential,
         "Stacked": Stacked,

@@ -48,7 +48,7 @@ def test_local_rounds_are_checked_and_timed() -> None:
         "Sequential",  # the baseline for clients with different parts
         "bare loop, 1 thread",
         "bare loop, 1 thread, foreach",
-        *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),
+        *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "default", "Stacked"),
     ]
     assert all(len(row.seconds) == 1 for row in timings)
 
