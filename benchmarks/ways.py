@@ -2,6 +2,8 @@
 
 The step is a forward and a backward pass of a level's net on a batch, on one thread. The compiled net is measured warm;
 what compiling takes is printed. All ways but bfloat16 are checked to give the same gradients.
+
+Then two ways to gather static batch norm's statistics in a pass over a batch.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from work import Setting
 
 from hetfl.local.channels_last import channels_last
+from hetfl.models.static_batch_norm import gathering, static_layers
 
 Step = Callable[[], tuple[Tensor, ...]]
 
@@ -118,11 +121,46 @@ def steps(setting: Setting) -> dict[str, Step]:
     return {**made, "bfloat16 (autocast), not the same numbers": rounded}
 
 
+def passes(setting: Setting) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return the ways to gather the means and variances of all static norm layers, the present one first.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
+    net = setting.level_net(setting.levels).to(memory_format=torch.channels_last)
+    inputs_NCHW = channels_last(torch.randn(setting.batch_size, setting.channels, setting.size, setting.size))
+
+    @torch.no_grad()
+    def now() -> list[Tensor]:
+        with gathering(net) as layers:
+            net(inputs_NCHW)
+            return [part for layer in layers.values() if (s := layer.sums) for part in (s.var_C, s.mean_C)]
+
+    @torch.no_grad()
+    def apart() -> list[Tensor]:
+        found: list[Tensor] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, given: found.extend(torch.var_mean(given[0], (0, 2, 3))))
+            for layer in static_layers(net).values()
+        ]
+        now()
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    for one, other in zip(now(), apart(), strict=True):
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+            raise RuntimeError("Expected equal statistics from both ways but got others")
+    return {"now: by the pass that normalises": now, "torch.var_mean before it": apart}
+
+
 def ways(setting: Setting, blocks: int) -> list[Row]:
-    """Return the times of a step by way."""
+    """Return the times of a step, and of gathering statistics, by way."""
     with threads(1):
-        times = interleaved(steps(setting), blocks=blocks, warmup=3)
-    return rows(f"a step at level {setting.levels}, one thread", times)
+        trained = interleaved(steps(setting), blocks=blocks, warmup=3)
+        gathered = interleaved(passes(setting), blocks=blocks, warmup=3)
+    case = f"at level {setting.levels}, one thread"
+    return [*rows(f"a step {case}", trained), *rows(f"gathering {case}", gathered)]
 
 
 def main() -> None:
