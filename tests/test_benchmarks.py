@@ -30,6 +30,7 @@ from startup import empty_rounds
 from structured import choices, pruned_rounds
 from text import TextSetting, speeds, text_rounds
 from timing import Row, double_precision, interleaved, report, rows
+from ways import by_matrices, passes
 from wire_memory import KINDS, coded, resident, updated
 from work import Setting, bare_loop, bare_work
 
@@ -60,6 +61,23 @@ def test_the_limit_of_memory_counts_every_pass_over_activations_and_parameters()
     pool = 3 * 8 * 8 * 8 + 2 * 8 * 4 * 4
     parameters = (8 * 9 + 8) + 2 * 8 + (8 * 16 * 9 + 16) + 2 * 16 + (16 * 10 + 10)
     assert seconds == 4 * (norms_and_relus + pool + parameters * PASSES_OF_A_STEP / SMALL.batch_size)
+
+
+def test_other_ways_compute_the_same() -> None:
+    setting = replace(SMALL, levels="b")
+    gathered = passes(setting)  # compares both ways
+    assert len(gathered) == 2
+    with double_precision():
+        net, x = setting.level_net("b"), torch.randn(3, 1, 8, 8)
+        other = by_matrices(net)
+        outputs, others = net(x), other(x)
+        assert torch.allclose(outputs, others, rtol=0, atol=1e-12)
+        pairs = zip(
+            torch.autograd.grad(outputs.square().sum(), list(net.parameters())),
+            torch.autograd.grad(others.square().sum(), list(other.parameters())),
+            strict=True,
+        )
+        assert all(torch.allclose(one, two, rtol=0, atol=1e-9) for one, two in pairs)
 
 
 def test_the_model_of_costs_finds_the_coefficients_of_costs_that_are_linear() -> None:
