@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -19,8 +18,9 @@ from hetfl.clustering import IFCA
 from hetfl.fleet import Dynamic
 from hetfl.local import Executor, Sequential, Workers
 from hetfl.local.bench import Bench
-from hetfl.local.own_scores import OwnScores, pack_sums, unpack_sums
+from hetfl.local.own_scores import OwnScores
 from hetfl.models import MultiExitConvNet
+from hetfl.objectives import Classification
 from hetfl.parts import RankedMask, Rolling
 from hetfl.tree import length
 from hetfl.types import Level, Task
@@ -92,12 +92,26 @@ def test_workers_measure_clients_own_models(fit: Fit, monkeypatch: pytest.Monkey
     assert not processes
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 2**52), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float64]))
-def test_sums_keep_48_bits(sums: list[int], dtype: torch.dtype) -> None:
-    sums_M = torch.tensor(sums, dtype=torch.float64)
-    found_M = unpack_sums(pack_sums(sums_M, dtype))
-    assert ((found_M - sums_M).abs() <= 2.0**-48 * sums_M).all()
+class Many(Classification):
+    """An objective with more numbers per sample than a small model has entries; beyond float32 and infinite."""
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        hits_N2 = super().sums(outputs, targets)
+        further = hits_N2.new_tensor([1e300, math.inf, *[0.1] * 4000])
+        return torch.cat([hits_N2, further.expand(len(targets), -1)], dim=1)
+
+    def score(self, sums: Tensor) -> Tensor:
+        assert sums.shape[-1] == 4004
+        assert torch.allclose(sums[..., 2], sums[..., 1] * 1e300)
+        assert torch.equal(sums[..., 3] == math.inf, sums[..., 1] > 0)
+        return super().score(sums[..., :2])
+
+
+@pytest.mark.parametrize("executor", [Sequential(), Workers(2)])
+def test_scores_may_have_many_numbers_of_any_size(fit: Fit, executor: Executor) -> None:
+    module = small_module(personal=["classifier.*"], executor=executor, objective=Many())
+    trainer = fit(module, small_data(local_metrics=False), rounds=1)
+    assert 0 <= trainer.callback_metrics["local/personal_accuracy"] <= 1
 
 
 def test_scores_have_the_same_bits_for_any_number_of_workers(fit: Fit) -> None:

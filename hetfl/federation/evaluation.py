@@ -12,11 +12,10 @@ from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.predicting import Predict, Predicting
 from hetfl.local import Personal
-from hetfl.local.outputs import Sums
-from hetfl.local.own_scores import OwnScores, unpack_sums
+from hetfl.local.outputs import NormSums, evaluation_batch
+from hetfl.local.own_scores import OwnScores, scores_of
 from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
 from hetfl.objectives.scores import beside
-from hetfl.seeding import generator
 from hetfl.tree import Tree, taken
 from hetfl.types import Task
 
@@ -53,8 +52,7 @@ class Evaluation:
         restrict: Restrict,
         personal: Personal,
     ) -> None:
-        self.data, self.gathering, self.objective, self.predict = data, gathering, objective, predict
-        self.restrict = restrict
+        self.data, self.gathering, self.objective, self.restrict = data, gathering, objective, restrict
         self.hosting, self.models, self.levels = gathering.hosting, gathering.models, gathering.levels
         self.predicting = Predicting(self.hosting, predict, elsewhere=gathering.probing.clients.arrives)
         self.assignment, self.clustering = gathering.assignment, gathering.clustering
@@ -128,26 +126,29 @@ class Evaluation:
         if self._personal_measured:
             return self.personal_scores
         tested = [len(self.data.client_data(client, "test").targets) for client in range(self.data.num_clients)]
-        levels, sums = self.assignment.levels(self.models.last_round), dict[tuple[str, int], Sums]()
+        round, mark, sums = self.models.last_round, self.models.mark, dict[tuple[str, int], NormSums]()
         for model in self._used:
-            sums |= {(level, model): packed for level, packed in self.hosting.sums(model).items()}
-        tasks = [self._own(client, level) for client, level in enumerate(levels) if tested[client]]
+            sums |= {(level, model): packed for level, packed in self.hosting.norm_sums(model).items()}
+        tasks = [
+            Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
+            for client, (level, model) in enumerate(
+                zip(self.assignment.levels(round), self._model_N.tolist(), strict=True)
+            )
+            if tested[client]
+        ]
         self.personal_scores.reset()
-        for result in self.predicting.run(OwnScores(self.data.eval_batch_size, sums), tasks, self._with_personal):
+        for result in self.predicting.run(OwnScores(self.data.eval_batch_size, sums), tasks, self._own):
             client = result.task.client
-            self.personal_scores.add(client, unpack_sums(result.vector), tested[client])
+            self.personal_scores.add(client, scores_of(result), tested[client])
         self._personal_measured = True
         return self.personal_scores
 
-    def _own(self, client: int, level: str) -> Task:
-        """Return the task of a client's own sub-model."""
-        round, model = self.models.last_round, int(self._model_N[client])
-        owner = self.clustering.owner(client, model)
-        return self.hosting.task_parts.drawn(Task(client, level, round, self.models.mark, model=model, owner=owner))
-
-    def _with_personal(self, task: Task) -> Task:
-        kept = self.personal.of(task.owner, self.hosting.task_parts.kept(task), self.models.like)
-        return replace(task, personal=kept)
+    def _own(self, task: Task) -> Task:
+        """Return a task with its client's part and personal tensors, just before it is run: parts may be large."""
+        task = self.hosting.task_parts.drawn(task)
+        return replace(
+            task, personal=self.personal.of(task.owner, self.hosting.task_parts.kept(task), self.models.like)
+        )
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return the columns and rows of ``clients.csv``, one row per client, and reset their scores."""
@@ -203,17 +204,12 @@ class Evaluation:
         labels_NK = self._labels_SK[owner_N.clamp(min=0).to(outputs.device)]
         return self.objective.sums(self.restrict(outputs, beside(labels_NK, outputs)), targets)
 
-    def _prepared(self, inputs: Tree, targets: Tensor) -> tuple[Tree, Tensor]:
-        """Return raw samples in the form that nets and losses take."""
-        # The same seed for every batch, so that a sample has the same transform in every evaluation.
-        random = generator(self.hosting.problem.seed, "evaluation")
-        return self.objective.batch(self.data.transform.eval(inputs), targets, random)
-
     def _outputs(
         self, inputs: Tree, targets: Tensor, levels: list[str], model: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the outputs of levels, the largest first, then those of the largest level's heads; and the targets."""
-        inputs, targets = self._prepared(inputs, targets)
+        seed, transform = self.hosting.problem.seed, self.data.transform
+        inputs, targets = evaluation_batch(self.objective, transform, seed, inputs, targets)
         return self.predicting.outputs(inputs, levels, model), targets
 
     def _scores_of(self, model: int) -> LevelScores:

@@ -14,7 +14,7 @@ from hetfl.federation.task_parts import TaskParts
 from hetfl.local import Executor, LocalProblem
 from hetfl.local.bench import Bench
 from hetfl.local.jobs import pack_statistics
-from hetfl.local.outputs import Sums
+from hetfl.local.outputs import NormSums
 from hetfl.local.resident import ResidentNet
 from hetfl.parts import NOBODY
 from hetfl.types import Task
@@ -85,7 +85,7 @@ class Hosting:
         """Return a task of no client, with the part that represents a level."""
         return self.task_parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
 
-    def sums(self, model: int) -> dict[str, Sums]:
+    def norm_sums(self, model: int) -> dict[str, NormSums]:
         """Return by level the sums of a global model's static norm layers as one vector; empty: they are unknown."""
         known = self.statistics.of_model(model) if self.statistics.current else {}
         return {level: pack_statistics(sums.values()).cpu().numpy() for level, sums in known.items() if sums}

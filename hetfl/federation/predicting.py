@@ -69,7 +69,7 @@ class Predicting:
         return {name: part.reshape(-1, *one.shape[1:]).to(one.dtype).contiguous() for (name, one), part in parts}
 
     def run(self, job: Job, tasks: Sequence[Task], recall: Recall) -> list[Result]:
-        """Return the results of a job for clients, which this process has where the clients are on other machines.
+        """Run a job for clients: by the executor, or here if the clients are on other machines.
 
         Args:
             job: the work for each client; resident nets then have the clients' values.
@@ -97,7 +97,7 @@ class Predicting:
         if key not in self._jobs:
             assert self.hosting.bench is not None
             tasks = [self.hosting.bench.small(self.hosting.evaluated(level, model)) for level in levels]
-            sums = self.hosting.sums(model)
+            sums = self.hosting.norm_sums(model)
             self._jobs[key] = Outputs(tasks, {level: sums[level] for level in levels if level in sums})
         return self._jobs[key]
 

@@ -29,7 +29,7 @@ class Result:
 
 
 Job = Callable[[Bench, Task], Result]
-"""A module-level function that does one client's work on a bench: training, statistics."""
+"""Does one client's work on a bench, such as training; it travels to worker processes, so pickle must know it."""
 
 
 Recall = Callable[[Task], Task]

@@ -30,7 +30,8 @@ class LocalMethod(ABC):
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (..., K) restricted to a client's ``labels`` (..., K), a mask; by default unchanged.
 
-        A method that overrides it needs an objective whose outputs are scores of labels.
+        A method that overrides it needs an objective whose outputs are scores of labels. Evaluations may call it in
+        worker processes, as :meth:`predict_heads`.
         """
         return logits
 

@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, as_tensor, nn
 
+from hetfl.data.transform import Transform
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Result
 from hetfl.local.jobs import unpack_statistics
 from hetfl.models.static_batch_norm import forget_unknown, load_statistics
-from hetfl.tree import length
+from hetfl.objectives import Objective
+from hetfl.seeding import generator
+from hetfl.tree import Tree, length
 from hetfl.types import Report, Task
 
 PIECE = 32
 """Rows of a batch that a process computes at a time, at most; it is fixed, so that cores do not change any bits."""
 
-
-Sums = np.ndarray[Any, np.dtype[np.float64]]
+NormSums = np.ndarray[Any, np.dtype[np.float64]]
 """The sums of a net's static norm layers as one vector (:func:`~hetfl.local.jobs.pack_statistics`)."""
 
 
@@ -35,7 +37,7 @@ class Outputs:
     """
 
     tasks: Sequence[Task]
-    statistics: Mapping[str, Sums]
+    statistics: Mapping[str, NormSums]
 
     def __call__(self, bench: Bench, task: Task) -> Result:
         """Return the outputs on the inputs of a task."""
@@ -52,7 +54,7 @@ class Outputs:
         return Result(task, Report(task.client, task.level, 0, 0.0, model=task.model), vector)
 
 
-def evaluated(bench: Bench, task: Task, sums_D: Sums | None) -> nn.Module:
+def evaluated(bench: Bench, task: Task, sums_D: NormSums | None) -> nn.Module:
     """Return the resident net of a task in evaluation mode, with its client's personal tensors.
 
     Args:
@@ -65,3 +67,13 @@ def evaluated(bench: Bench, task: Task, sums_D: Sums | None) -> nn.Module:
     load_statistics(resident.net, None if sums_D is None else unpack_statistics(resident.net, as_tensor(sums_D)))
     forget_unknown(resident.net)
     return resident.net.eval()
+
+
+def evaluation_batch(
+    objective: Objective, transform: Transform, seed: int, inputs: Tree, targets: Tensor
+) -> tuple[Tree, Tensor]:
+    """Return raw samples in the form that nets and losses take in an evaluation.
+
+    Random choices follow the same seed for every batch, so that a sample has the same transform in every evaluation.
+    """
+    return objective.batch(transform.eval(inputs), targets, generator(seed, "evaluation"))

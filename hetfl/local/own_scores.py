@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,18 +11,18 @@ from torch import Tensor
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Result
 from hetfl.local.jobs import report_of
-from hetfl.local.outputs import Sums, evaluated
+from hetfl.local.outputs import NormSums, evaluated, evaluation_batch
 from hetfl.objectives.scores import beside
-from hetfl.seeding import generator
 from hetfl.tree import cast, moved, taken
 from hetfl.types import Task
 
 
 @dataclass(frozen=True)
 class OwnScores:
-    """Sums the objective's numbers (:meth:`~hetfl.objectives.Objective.sums`) over a client's test samples.
+    """Adds up the objective's numbers (:meth:`~hetfl.objectives.Objective.sums`) over a client's test samples.
 
-    The result's vector has the sums as :func:`unpack_sums` reads them.
+    The result's report has them as extras, which :func:`scores_of` reads: they are float64, and may be more than a
+    worker's results have room for.
 
     Attributes:
         batch_size: samples that are passed at a time.
@@ -30,33 +30,25 @@ class OwnScores:
     """
 
     batch_size: int
-    statistics: Mapping[tuple[str, int], Sums]
+    statistics: Mapping[tuple[str, int], NormSums]
 
     def __call__(self, bench: Bench, task: Task) -> Result:
-        """Return the sums of a task's client, whose outputs are restricted to its labels."""
-        method, data = bench.problem.method, bench.data.client_data(task.client, "test")
-        labels_K = bench.data.labels(task.client).to(bench.device)
-        like, sums_M = next(iter(bench.models[task.model].values())), torch.zeros((), dtype=torch.float64)
+        """Return the numbers of a task's client, whose outputs are restricted to its labels."""
+        problem, data = bench.problem, bench.data.client_data(task.client, "test")
+        method, dtype = problem.method, next(iter(bench.models[task.model].values())).dtype
+        labels_K, numbers_M = bench.data.labels(task.client).to(bench.device), torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
             net = evaluated(bench, task, self.statistics.get((task.level, task.model)))
             for batch in torch.arange(len(data.targets)).split(self.batch_size):
-                # The seed of every other evaluation, so that a sample has the same transform in all.
-                random = generator(bench.problem.seed, "evaluation")
-                inputs = bench.data.transform.eval(taken(data.inputs, batch))
-                inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
-                outputs, _ = method.predict_heads(net, moved(cast(inputs, like.dtype), bench.device))
+                raw = taken(data.inputs, batch), data.targets[batch]
+                inputs, targets = evaluation_batch(method.objective, bench.data.transform, problem.seed, *raw)
+                outputs, _ = method.predict_heads(net, moved(cast(inputs, dtype), bench.device))
                 outputs = method.restrict(outputs, beside(labels_K, outputs))
-                sums_M = sums_M + method.objective.sums(outputs, targets.to(outputs.device)).cpu().double().sum(0)
-        return Result(task, report_of(bench, task, 0.0, 0), pack_sums(sums_M, like.dtype))
+                numbers_M = numbers_M + method.objective.sums(outputs, targets.to(outputs.device)).cpu().double().sum(0)
+        extras = {f"{m}": number for m, number in enumerate(numbers_M.tolist())}
+        return Result(task, replace(report_of(bench, task, 0.0, 0), extras=extras), torch.empty(0))
 
 
-def pack_sums(sums_M: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float64 numbers (M,) in another dtype, shape (2 M,): rounded, then what rounding took away."""
-    rounded_M = sums_M.to(dtype)
-    return torch.cat([rounded_M, (sums_M - rounded_M).to(dtype)])
-
-
-def unpack_sums(vector: Tensor) -> Tensor:
-    """Return the numbers of :func:`pack_sums`, float64, shape (M,); of float32 pairs, to 48 bits."""
-    rounded_M, rest_M = vector.double().chunk(2)
-    return rounded_M + rest_M
+def scores_of(result: Result) -> Tensor:
+    """Return the numbers of a result of :class:`OwnScores`, float64, shape (M,)."""
+    return torch.tensor(list(result.report.extras.values()), dtype=torch.float64)

@@ -153,8 +153,10 @@ class ClientScores:
             sums_M: the sums over the samples of the numbers from :meth:`Objective.sums`.
             count: number of the samples.
         """
-        self.update(sums_M.unsqueeze(0), torch.tensor([client]))
-        self.count_S[client] += count - 1
+        if self.sums_SM.shape[1] != len(sums_M):
+            self.sums_SM = torch.zeros(self.num_clients, len(sums_M), dtype=torch.float64)
+        self.sums_SM[client] += sums_M
+        self.count_S[client] += count
 
     def _scores(self) -> tuple[Tensor, Tensor]:
         """Return which clients have a score, bool (N,), and their scores in the order of the clients."""
