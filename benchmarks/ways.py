@@ -32,7 +32,6 @@ class ByMatrices(torch.autograd.Function):
     def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias_C: Tensor) -> Tensor:  # noqa: D102
         rows_PK = _rows(x_NCHW)
         ctx.save_for_backward(rows_PK, weight)
-        ctx.inner = ctx.needs_input_grad[0]
         return _images(torch.addmm(bias_C, rows_PK, _matrix(weight).t()), x_NCHW.shape)
 
     @staticmethod
@@ -40,7 +39,7 @@ class ByMatrices(torch.autograd.Function):
         (rows_PK, weight), (grad_NCHW,) = ctx.saved_tensors, grads
         grad_PC = grad_NCHW.movedim(1, -1).reshape(-1, grad_NCHW.shape[1])
         of_weight = (grad_PC.t() @ rows_PK).view(len(weight), *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
-        if not ctx.inner:
+        if not ctx.needs_input_grad[0]:
             return None, of_weight, grad_PC.sum(0)
         turned = _matrix(weight.flip(2, 3).transpose(0, 1))
         return _images(_rows(grad_NCHW) @ turned.t(), grad_NCHW.shape), of_weight, grad_PC.sum(0)
@@ -95,8 +94,8 @@ def steps(setting: Setting) -> dict[str, Step]:
     plain_NCHW = torch.randn(setting.batch_size, setting.channels, setting.size, setting.size)
     inputs_NCHW, targets_N = channels_last(plain_NCHW), torch.randint(10, (setting.batch_size,))
 
-    def gradients(net: Callable[[Tensor], Tensor], of: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(F.cross_entropy(net(inputs), targets_N), list(of.parameters()))
+    def gradients(forward: Callable[[Tensor], Tensor], net: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(forward(inputs), targets_N), list(net.parameters()))
 
     def rounded() -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -113,8 +112,8 @@ def steps(setting: Setting) -> dict[str, Step]:
     expected = made["now: channels last"]()
     for name, step in made.items():
         start = time.perf_counter()
-        for found, right in zip(step(), expected, strict=True):
-            if not torch.allclose(found, right, rtol=1e-3, atol=1e-4):
+        for gradient, expected_gradient in zip(step(), expected, strict=True):
+            if not torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-4):
                 raise RuntimeError(f"Expected equal gradients from {name} but got others")
         if name == "torch.compile":
             print(f"Compiling level {setting.levels} takes {time.perf_counter() - start:.0f} s, less if it is cached.")
@@ -131,27 +130,27 @@ def passes(setting: Setting) -> dict[str, Callable[[], list[Tensor]]]:
     inputs_NCHW = channels_last(torch.randn(setting.batch_size, setting.channels, setting.size, setting.size))
 
     @torch.no_grad()
-    def now() -> list[Tensor]:
+    def by_the_norm() -> list[Tensor]:
         with gathering(net) as layers:
             net(inputs_NCHW)
             return [part for layer in layers.values() if (s := layer.sums) for part in (s.var_C, s.mean_C)]
 
     @torch.no_grad()
-    def apart() -> list[Tensor]:
-        found: list[Tensor] = []
+    def by_var_mean() -> list[Tensor]:
+        statistics: list[Tensor] = []
         hooks = [
-            layer.register_forward_pre_hook(lambda _, given: found.extend(torch.var_mean(given[0], (0, 2, 3))))
+            layer.register_forward_pre_hook(lambda _, args: statistics.extend(torch.var_mean(args[0], (0, 2, 3))))
             for layer in static_layers(net).values()
         ]
-        now()
+        by_the_norm()
         for hook in hooks:
             hook.remove()
-        return found
+        return statistics
 
-    for one, other in zip(now(), apart(), strict=True):
+    for one, other in zip(by_the_norm(), by_var_mean(), strict=True):
         if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
             raise RuntimeError("Expected equal statistics from both ways but got others")
-    return {"now: by the pass that normalises": now, "torch.var_mean before it": apart}
+    return {"now: by the pass that normalises": by_the_norm, "torch.var_mean before it": by_var_mean}
 
 
 def ways(setting: Setting, blocks: int) -> list[Row]:

@@ -71,7 +71,7 @@ def test_workers_measure_the_scores_of_one_process(fit: Fit, kind: str) -> None:
 
 def test_workers_measure_clients_own_models(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process does not evaluate a client's own model, and all clients with test samples are asked."""
-    asked, run, here = [], Workers.run, OwnScores.__call__
+    asked, run, call = [], Workers.run, OwnScores.__call__
 
     def noted(self: Workers, job: Any, tasks: Sequence[Task], recall: Any = None) -> Any:
         if isinstance(job, OwnScores):
@@ -80,7 +80,7 @@ def test_workers_measure_clients_own_models(fit: Fit, monkeypatch: pytest.Monkey
 
     def counted(self: OwnScores, bench: Bench, task: Task) -> Any:
         processes.add(os.getpid())
-        return here(self, bench, task)
+        return call(self, bench, task)
 
     processes: set[int] = set()
     monkeypatch.setattr(Workers, "run", noted)
@@ -93,7 +93,7 @@ def test_workers_measure_clients_own_models(fit: Fit, monkeypatch: pytest.Monkey
 
 
 class Many(Classification):
-    """An objective with more numbers per sample than a small model has entries; beyond float32 and infinite."""
+    """An objective with more numbers per sample than the model has entries. One is beyond float32, one is infinite."""
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         hits_N2 = super().sums(outputs, targets)

@@ -58,8 +58,7 @@ class ClientSide:
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with its client's personal tensors."""
-        kept = self.personal.of(task.owner, self.task_parts.kept(task), self.task_parts.models.like)
-        return task if kept is None else replace(task, personal=kept)
+        return self.personal.added_to(task, self.task_parts.kept(task), self.task_parts.models.like)
 
     def send(self, result: Result, start: Callable[[Task], Tensor]) -> Reply:
         """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet.

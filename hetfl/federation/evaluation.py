@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -129,11 +128,10 @@ class Evaluation:
         round, mark, sums = self.models.last_round, self.models.mark, dict[tuple[str, int], NormSums]()
         for model in self._used:
             sums |= {(level, model): packed for level, packed in self.hosting.norm_sums(model).items()}
+        places = enumerate(zip(self.assignment.levels(round), self._model_N.tolist(), strict=True))
         tasks = [
             Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
-            for client, (level, model) in enumerate(
-                zip(self.assignment.levels(round), self._model_N.tolist(), strict=True)
-            )
+            for client, (level, model) in places
             if tested[client]
         ]
         self.personal_scores.reset()
@@ -146,9 +144,7 @@ class Evaluation:
     def _own(self, task: Task) -> Task:
         """Return a task with its client's part and personal tensors, just before it is run: parts may be large."""
         task = self.hosting.task_parts.drawn(task)
-        return replace(
-            task, personal=self.personal.of(task.owner, self.hosting.task_parts.kept(task), self.models.like)
-        )
+        return self.personal.added_to(task, self.hosting.task_parts.kept(task), self.models.like)
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return the columns and rows of ``clients.csv``, one row per client, and reset their scores."""

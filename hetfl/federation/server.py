@@ -183,9 +183,9 @@ def _peak(update: Update) -> float:
         RefusedUpdate: the value is out of the range of an entry.
     """
     values = update.values if isinstance(update, DenseUpdate | SparseUpdate) else update.to_dense()
-    # Not the maximum norm, which torch computes 15 times as slowly.
-    ends = [torch.stack(torch.aminmax(part)).abs().max() for part in (values, update.exact) if part.numel()]
-    peak = max(map(float, ends), default=0.0)
+    # torch's maximum norm takes many times as long.
+    peaks = [torch.stack(torch.aminmax(part)).abs().max() for part in (values, update.exact) if part.numel()]
+    peak = max(map(float, peaks), default=0.0)
     if peak not in ENTRY:
         raise RefusedUpdate(f"Expected {ENTRY} but got {peak:g}")
     return peak

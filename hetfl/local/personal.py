@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.part import Part
 from hetfl.piece import Piece
 from hetfl.store import ClientStore, MemoryStore
+from hetfl.types import Task
 
 
 class Personal(Piece):
@@ -57,6 +59,11 @@ class Personal(Piece):
     def of(self, client: int, part: Part, like: Tensor) -> Tensor | None:
         """Return a client's personal entries of a part minus the initial ones, shape (D,); None: all zero."""
         return self.store.read(client, part, like) if self.names and part else None
+
+    def added_to(self, task: Task, part: Part, like: Tensor) -> Task:
+        """Return a task with its client's personal entries of a part; unchanged if they are all zero."""
+        personal_D = self.of(task.owner, part, like)
+        return task if personal_D is None else replace(task, personal=personal_D)
 
     def keep(self, client: int, part: Part, vector: Tensor, round: int) -> None:
         """Store a client's personal entries of a part minus the initial ones, shape (D,), as of a round."""
