@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -189,22 +191,52 @@ def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> Non
     assert workers._workers == []
 
 
-def test_sigterm_ends_workers_with_any_handler_of_the_main_process() -> None:
-    """The main process terminates its workers at exit and waits: workers must not inherit its signal handler."""
-    executor = Workers(2)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # like Lightning's handler, which only records the signal
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_go_on_after_a_signal_to_all_processes_of_a_run(number: int) -> None:
+    expected = deltas(Sequential())
+    workers = Workers(2)
+    workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
-        executor.open(bench_of(Problem(LocalTraining())))
-        assert len(list(executor.run(train, TASKS))) == len(TASKS)
-        processes = [worker.process for worker in executor._workers]
-        assert len(processes) == 2
+        results = workers.run(train, TASKS)
+        vectors = [next(results).vector]
+        processes = [worker.process for worker in workers._workers]
         for process in processes:
-            process.terminate()
-            process.join(timeout=10)
-        assert [process.exitcode for process in processes] == [-signal.SIGTERM, -signal.SIGTERM]
+            os.kill(process.pid or 0, number)
+        vectors += [result.vector for result in results]
+        assert all(torch.equal(one, two) for one, two in zip(expected, vectors, strict=True))
+        assert [worker.process for worker in workers._workers] == processes
     finally:
-        signal.signal(signal.SIGTERM, before)
-        executor.close()
+        workers.close()
+
+
+def begin(seconds: float) -> None:
+    """Begin a cohort whose jobs take so long, and end."""
+    workers = Workers(2)
+    workers.open(bench_of(Problem(LocalTraining())))
+    results = workers.run(partial(sleep_and_train, seconds=seconds), TASKS)
+    next(results)
+    kept.append((workers, results))
+
+
+kept: list[object] = []
+
+
+def sleep_and_train(bench: Bench, task: Task, seconds: float) -> Result:
+    """A job that takes long at the smaller level, whose clients run last."""
+    if task.level == "b":
+        time.sleep(seconds)
+    return train(bench, task)
+
+
+def test_a_process_ends_its_workers_at_its_exit() -> None:
+    """It terminates them by SIGTERM, which they ignore, and waits for them."""
+    process = get_context("fork").Process(target=begin, args=(60,))
+    process.start()
+    process.join(timeout=20)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
 
 def test_unread_results_do_not_reach_the_next_run() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +25,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
+from hetfl.signals import SIGNALS
 from hetfl.tree import length, mapped
 from hetfl.types import NOTHING, Task
 
@@ -105,6 +107,7 @@ class Workers(Executor):
             )
         self.num_workers, self.inner = num_workers or cores_of_run(), inner or Sequential()
         self._workers: list[_Worker] = []
+        self._finalizer: Finalize | None = None
 
     def open(self, bench: Bench) -> None:  # noqa: D102
         if bench.device.type != "cpu":
@@ -219,6 +222,8 @@ class Workers(Executor):
         process = context.Process(target=_serve, args=(self.bench, self.inner, theirs, slots, others), daemon=True)
         process.start()
         theirs.close()
+        if self._finalizer is None:  # multiprocessing calls it before it waits for the workers at exit
+            self._finalizer = Finalize(self, _kill, args=(self._workers,), exitpriority=0)
         return _Worker(process, ours, slots)
 
     def close(self) -> None:
@@ -229,9 +234,8 @@ class Workers(Executor):
             worker.connection.close()
         for worker in self._workers:
             worker.process.join(timeout=5)
-            if worker.process.is_alive():
-                worker.process.kill()
-        self._workers = []
+        _kill(self._workers)
+        self._workers.clear()
 
 
 def can_fork() -> bool:
@@ -239,14 +243,20 @@ def can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
+def _kill(workers: Sequence[_Worker]) -> None:
+    """End the processes that have not ended."""
+    for worker in workers:
+        worker.process.kill()
+
+
 def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:
     """Compute groups until the main process sends None or is gone."""
     for other in others:
         other.close()
-    # Ctrl-C reaches the whole process group; the main process handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The main process ends its workers by SIGTERM; with a handler inherited from a trainer it would wait forever.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C, systemd and SLURM signal all processes of a run. The main process stops after its round, which needs its
+    # workers; without it they end by themselves.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # More than one thread in a forked process can hang: a fork does not copy OpenMP's threads.
     torch.set_num_threads(1)
     keep_freed_memory()
