@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 demo: $(STAMP) ## run the demo: a federated run on bundled data, with a table and plots at the end
-	$(BIN)/hetfl fit -c configs/demo.yaml
+	CUDA_VISIBLE_DEVICES= $(BIN)/hetfl fit -c configs/demo.yaml  # a visible GPU would prevent worker processes
 
 demo-flower: $(STAMP) ## run a federation of a server and three nodes over the loopback, with a table at the end
 	OMP_NUM_THREADS=1 $(BIN)/hetfl flower demo --clients 0-2 --clients 3-5 --clients 6-8 \

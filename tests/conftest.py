@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 from tests.slow_cases import mark_slow
 
+# Tests train on the CPU in worker processes, also on a machine with a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Timing depends on the load of the machine: neither an example nor its generation has a time limit.
 hypothesis.settings.register_profile("hetfl", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("hetfl")

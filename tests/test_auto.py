@@ -21,9 +21,12 @@ from hetfl.local.auto.by_level import ByLevel
 from hetfl.local.auto.probe import STEPS, Form, time_forms
 from hetfl.local.bench import Bench
 from hetfl.local.jobs import statistics, train
+from hetfl.parts import TrainedRanks
+from hetfl.selection import Uniform
 from hetfl.types import Task
 from tests.conftest import small_module
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
+from tests.lora_cases import lora_module
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -113,6 +116,12 @@ def test_a_level_without_clients_is_also_timed(monkeypatch: pytest.MonkeyPatch) 
     chosen, timed_forms = choice(monkeypatch, {("a", False, 2): 0.1}, tasks_of(range(5), "b"), clients=2, num_workers=1)
     assert timed_forms == [("a", 2), ("b", 5)]
     assert chosen == {"device": "cpu", "processes": False, "clients": {"a": 2, "b": 0}}
+
+
+def test_a_level_without_clients_is_timed_without_the_entries_of_another_level(fit: Fit) -> None:
+    """The only client sends some of its entries alone, which the other levels do not have."""
+    parts = TrainedRanks({"a": 2, "b": 1})
+    fit(lora_module(parts=parts, executor=Auto(num_workers=1), selection=Uniform(1)), rounds=1)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

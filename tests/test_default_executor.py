@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from hetfl.compare.processes import shared
-from hetfl.local import DefaultExecutor, LocalTraining, Sequential, Workers
+from hetfl.errors import ConfigurationError
+from hetfl.local import Auto, DefaultExecutor, LocalTraining, Sequential, Workers
 from hetfl.local import default as default_module
 from hetfl.local.by_shape import ByShape
 from hetfl.local.jobs import statistics, train
@@ -99,6 +103,53 @@ def test_a_resumed_run_has_the_groups_of_its_beginning(
     assert second.executor.processes == 3
     for name, tensor in whole.net.state_dict().items():
         assert torch.equal(tensor, second.net.state_dict()[name]), name
+
+
+def test_the_state_of_another_executor_is_no_choice() -> None:
+    """A run may be resumed with another executor; the groups are then those of its own cores."""
+    automatic, default = Auto(num_workers=2), DefaultExecutor()
+    automatic.chosen = {"device": "cpu", "processes": False, "clients": {"a": 2}}
+    own = default.processes
+    default.load_state_dict(automatic.state_dict())
+    assert default.processes == own
+    automatic.load_state_dict(default.state_dict())
+    assert automatic.chosen == {}
+    automatic.load_state_dict({"device": "cpu", "processes": True, "clients": {"a": 2}})
+    assert automatic.chosen["clients"] == {"a": 2}
+
+
+def test_processes_that_see_an_accelerator_are_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    executor = DefaultExecutor()
+    assert executor.words == (
+        "one client after the other, because of a visible accelerator (cuda; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
+    )
+    executor.open(bench_of(Problem(LocalTraining(optimizer=sgd()))))
+    assert executor.room == 0
+    assert not any(form.processes for form in Auto(num_workers=2)._forms(4, alone=True))
+    with pytest.raises(ConfigurationError, match="forked processes that can train for executor Workers but got a vis"):
+        Workers()
+
+
+ACCELERATED = """
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+_setup_privateuseone_for_python_backend("visible")
+from tests.conftest import small_data, small_module
+module = small_module(executor=None)
+Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False).fit(module, small_data())
+print(module.models.version, module.executor.words.split(",")[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="torch has no accelerators that are written in Python")
+def test_a_run_on_the_cpu_of_a_machine_with_an_accelerator_ends() -> None:
+    """Torch refuses backward passes in forks of a process that sees an accelerator and has done one."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", ACCELERATED], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["1 one client after the other"], done.stderr
 
 
 class Raising(nn.Module):

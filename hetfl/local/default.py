@@ -11,7 +11,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.by_shape import ByShape
 from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import Workers, can_fork
+from hetfl.local.workers import Workers, fork_refusal
 from hetfl.types import Task
 
 
@@ -19,8 +19,8 @@ class DefaultExecutor(Executor):
     """Worker processes with one thread each on a CPU, with clients of small nets in groups; else one after the other.
 
     It is :class:`~hetfl.local.Workers` with :class:`~hetfl.local.by_shape.ByShape`, one process per core, if the model
-    is on the CPU of a Linux machine and the trainer has one process. Otherwise it is :class:`~hetfl.local.Sequential`.
-    Of several runs of ``hetfl compare --jobs`` each has a share of the processes.
+    is on the CPU of a Linux machine without a visible accelerator, and the trainer has one process. Otherwise it is
+    :class:`~hetfl.local.Sequential`. Of several runs of ``hetfl compare --jobs`` each has a share of the processes.
     Groups depend on the number of cores at the start of a run, which the checkpoint keeps: a resumed run has the same
     bits on any number of cores.
     """
@@ -40,8 +40,13 @@ class DefaultExecutor(Executor):
     @property
     def _forks(self) -> bool:
         """Whether worker processes train."""
+        return self._wanted and not fork_refusal()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether worker processes would be faster."""
         # Processes of macOS can fork, but its system libraries do not expect it.
-        return sys.platform == "linux" and can_fork() and self._device == "cpu" and self._ranks == 1
+        return sys.platform == "linux" and self._device == "cpu" and self._ranks == 1
 
     @property
     def room(self) -> int:  # noqa: D102
@@ -50,7 +55,7 @@ class DefaultExecutor(Executor):
     @property
     def words(self) -> str:  # noqa: D102
         if not self._forks:
-            return "one client after the other"
+            return "one client after the other" + f", because of {fork_refusal()}" * self._wanted
         count = cores_of_run()
         return f"{count} worker process{'es' * (count > 1)} with one thread each, small nets in groups"
 
@@ -69,4 +74,5 @@ class DefaultExecutor(Executor):
         return {"processes": self.processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self.processes = int(state.get("processes", self.processes))  # a run of a named executor has none
+        if "device" not in state:  # Auto's state, in which "processes" says whether processes train
+            self.processes = int(state.get("processes", self.processes))  # a run of a named executor has none

@@ -95,15 +95,16 @@ class Workers(Executor):
             ``clients`` so small that every process gets a group of each level.
 
     Raises:
-        ConfigurationError: fewer than one worker, no fork on this platform, or a model that is not on the CPU.
+        ConfigurationError: fewer than one worker, no fork on this platform, a visible accelerator, or a model that is
+            not on the CPU.
     """
 
     def __init__(self, num_workers: int | None = None, inner: InProcess | None = None) -> None:
         if num_workers is not None and num_workers < 1:
             raise ConfigurationError(f"Expected num_workers of at least 1 or null but got {num_workers}")
-        if not can_fork():
+        if refusal := fork_refusal():
             raise ConfigurationError(
-                "Expected a platform that can fork for executor Workers but got none: use Sequential"
+                f"Expected forked processes that can train for executor Workers but got {refusal}: use Sequential"
             )
         self.num_workers, self.inner = num_workers or cores_of_run(), inner or Sequential()
         self._workers: list[_Worker] = []
@@ -238,9 +239,19 @@ class Workers(Executor):
         self._workers.clear()
 
 
-def can_fork() -> bool:
-    """Return whether processes of this platform can fork."""
-    return "fork" in multiprocessing.get_all_start_methods()
+def fork_refusal() -> str:
+    """Return why forked processes cannot train here, for people; an empty string: they can.
+
+    In a process that sees an accelerator, torch's first backward pass starts threads even if no tensor is there. Torch
+    then refuses backward passes in all forks of this process.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return "a platform that cannot fork"
+    if torch.accelerator.is_available():
+        return (
+            f"a visible accelerator ({torch.accelerator.current_accelerator()}; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
+        )
+    return ""
 
 
 def _kill(workers: Sequence[_Worker]) -> None:

@@ -15,7 +15,7 @@ from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, Job, Recall, Result
 from hetfl.local.jobs import train
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import can_fork
+from hetfl.local.workers import fork_refusal
 from hetfl.types import NOTHING, Task
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Auto(Executor):
         return self.chosen
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self.chosen = dict(state)
+        self.chosen = dict(state) if "device" in state else {}  # another executor's state is no choice
 
     def _choose(self, tasks: Sequence[Task]) -> None:
         """Time all forms of all levels; choose the forms, all in one place, that minimise the time of this cohort."""
@@ -97,7 +97,10 @@ class Auto(Executor):
         refusals = {}
         for level in levels:
             # No client has this level yet: assume as many as at the other levels.
-            absent = [replace(task, level=level, part=NOTHING) for task in tasks[: max(1, len(tasks) // len(levels))]]
+            absent = [
+                replace(task, level=level, part=NOTHING, sent=NOTHING)
+                for task in tasks[: max(1, len(tasks) // len(levels))]
+            ]
             level_tasks = present.get(level, absent)
             forms = self._forms(len(level_tasks), alone=list(present) == [level] or level not in present)
             seconds[level], refusals[level] = time_forms(self.bench, level_tasks, forms, self.num_workers)
@@ -125,7 +128,7 @@ class Auto(Executor):
             alone: whether the cohort has no other levels. Other levels could use the processes that stay idle when one
                 process trains two processes' share of these clients at once.
         """
-        processes = can_fork() and self.bench.device.type == "cpu" and self.num_workers > 1
+        processes = not fork_refusal() and self.bench.device.type == "cpu" and self.num_workers > 1
         share = -(-count // self.num_workers)
         most = {True: {share} if alone else {share, min(count, 2 * share)}, False: {count}}
         # Processes first: on a busy machine threads are much slower, and are then given up after the first run.
