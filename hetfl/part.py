@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hetfl.layout import Index, IndexEntry, Layout, iter_entries
@@ -160,8 +161,24 @@ class Part(dict[str, IndexEntry]):
         # Aggregators key sums by id(part). A copy could reuse the id of a freed part.
         return self
 
-    def __reduce__(self) -> tuple[type[Part], tuple[dict[str, IndexEntry], Tensor | None, Recipe | None]]:
-        return Part, (dict(self), self.mask_D, self.recipe)
+    def __reduce__(self) -> tuple[Callable[..., Part], tuple[dict[str, Any], NDArray[np.uint8] | None, Recipe | None]]:
+        # A tensor in a message to another process is an open file as long as the tensor lives: here as long as a round.
+        index = {
+            name: tuple(each if isinstance(each, slice) else each.cpu().numpy() for each in self[name]) for name in self
+        }
+        return _part, (index, None if self.mask_D is None else np.packbits(self.mask_D.cpu().numpy()), self.recipe)
+
+
+def _part(index: dict[str, Any], mask: NDArray[np.uint8] | None, recipe: Recipe | None) -> Part:
+    """Return the part that was pickled."""
+    entries = {
+        name: tuple(each if isinstance(each, slice) else torch.from_numpy(each) for each in entry)
+        for name, entry in index.items()
+    }
+    if mask is None:
+        return Part(entries, None, recipe)
+    bits = np.unpackbits(mask, count=Layout(dict(iter_entries(entries))).size)
+    return Part(entries, torch.from_numpy(bits.astype(bool)), recipe)
 
 
 def part_of(index: Index) -> Part:

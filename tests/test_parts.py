@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle  # noqa: TID251 -- parts are sent to worker processes
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_parts_with_equal_keys_hold_the_same_entries(data: st.DataObject) -> Non
     if one.key == two.key:
         assert same
     assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_a_part_in_a_message_is_no_open_file() -> None:
+    """A tensor in a message is one, as long as it lives: a round of many clients would have too many."""
+    part = Part({"w": (torch.tensor([0, 2]), slice(0, 3))}, torch.tensor([True] * 5 + [False]))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    message = ForkingPickler.dumps(part)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    read = pickle.loads(message)  # noqa: S301
+    assert read == part
+    assert read.mask_D.tolist() == [True] * 5 + [False]
 
 
 def test_a_rolling_window_wraps_around() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +19,9 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, FedDyn, LocalTraining, Result, Sequential, Stacked, Workers
 from hetfl.local.bench import Bench
+from hetfl.local.forks import shared_memory
 from hetfl.local.jobs import statistics, train
+from hetfl.local.workers import _Run
 from hetfl.types import Report, Task
 from tests.conftest import small_net
 from tests.local_cases import Problem, bench_of
@@ -84,7 +86,7 @@ def dies(bench: Bench, task: Task) -> object:
 
 
 def test_only_worker_processes_keep_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
+    monkeypatch.setattr("hetfl.local.forks.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
     deltas(Workers(2))
     pids = {int(path.name) for path in tmp_path.iterdir()}
     assert len(pids) == 2
@@ -237,6 +239,35 @@ def test_a_process_ends_its_workers_at_its_exit() -> None:
         assert process.exitcode == 0
     finally:
         process.kill()
+
+
+def test_the_end_of_a_cohort_does_not_wait_for_results_that_nobody_reads() -> None:
+    workers = Workers(2)
+    workers.open(bench_of(Problem(LocalTraining())))
+    results = workers.run(partial(sleep_and_train, seconds=60), TASKS)
+    next(results)
+    processes = [worker.process for worker in workers._workers]
+    assert isinstance(results, Generator)
+    results.close()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
+    assert not workers._workers
+
+
+@pytest.mark.parametrize(("window", "expected"), [(9, [3, 1, 2, 0]), (2, [1, 0, 3, 2]), (1, [0, 1, 2, 3])])
+def test_large_groups_run_first_among_those_of_neighbouring_clients(window: int, expected: list[int]) -> None:
+    """If all of a large cohort ran largest first, the results of all might wait for that of the first client."""
+    bench = bench_of(Problem(LocalTraining()), (2, 5, 4, 9))
+    tasks = [Task(client, "a", 1, 1, 0.05) for client in range(4)]
+    assert list(_Run(train, tasks, [[0], [1], [2], [3]], None, bench, window).waiting) == expected
+
+
+def test_memory_for_results_is_not_reserved() -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = shared_memory(4 * whole)
+    memory[-1] = 7
+    assert memory[4 * whole - 1] == 7
+    with pytest.raises(ConfigurationError, match=r"1073741824\.0 GiB of address space .* 'Cannot allocate memory'"):
+        shared_memory(2**60)
 
 
 def test_unread_results_do_not_reach_the_next_run() -> None:

@@ -10,8 +10,9 @@ from hetfl.cores import cores_of_run, usable_cores
 from hetfl.local.bench import Bench
 from hetfl.local.by_shape import ByShape
 from hetfl.local.executor import Executor, Job, Recall, Result
+from hetfl.local.forks import fork_refusal
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import Workers, fork_refusal
+from hetfl.local.workers import Workers
 from hetfl.types import Task
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import multiprocessing
-import signal
-import traceback
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -23,14 +22,17 @@ from hetfl.cores import cores_of_run
 from hetfl.errors import ConfigurationError
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, InProcess, Job, Recall, Result, recalled
-from hetfl.local.heap import keep_freed_memory
+from hetfl.local.forks import fork_refusal, serve, shared_memory
 from hetfl.local.sequential import Sequential
-from hetfl.signals import SIGNALS
 from hetfl.tree import length, mapped
-from hetfl.types import NOTHING, Task
+from hetfl.types import Task
 
 AHEAD = 2
 """Groups that a worker has at a time, so that it never waits for this process; each has a slot for its results."""
+WINDOW = 8
+"""Groups per worker that are given out largest first, before the groups of later clients."""
+PATIENCE_SECONDS = 5.0
+"""Seconds that idle workers may take to end, all together, before they are killed."""
 SHORTEST = 1024
 """Numbers of a client that a slot has room for at least: an answer to a question may be longer than a small model."""
 
@@ -48,14 +50,28 @@ class _Run:
     """The waiting groups and the finished results of a cohort."""
 
     def __init__(
-        self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], recall: Recall | None, bench: Bench
+        self,
+        job: Job,
+        tasks: Sequence[Task],
+        groups: Sequence[list[int]],
+        recall: Recall | None,
+        bench: Bench,
+        window: int,
     ) -> None:
         self.job, self.tasks, self.groups, self.recall, self.bench = job, tasks, groups, recall, bench
         self.done: dict[int, Result] = {}
         self.repeated: set[int] = set()
-        # Largest first, so that no long group runs last. This does not change the order of the results.
         self.costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
-        self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-self.costs[number], number)))
+        self.waiting = deque(self._order(window))
+
+    def _order(self, window: int) -> Iterator[int]:
+        """Yield the groups in the order of the results, but those of each window largest first.
+
+        So no long group runs last, and not more than two windows of results wait for an earlier one.
+        """
+        numbers = sorted(range(len(self.groups)), key=lambda number: self.groups[number])
+        for part in np.array_split(numbers, max(1, len(numbers) // window)):
+            yield from sorted(part.tolist(), key=lambda number: (-self.costs[number], number))
 
     def message(self, number: int) -> tuple[Job, list[Task]]:
         """Return the message to a worker for a group."""
@@ -130,7 +146,8 @@ class Workers(Executor):
             # The main process must not compete with the workers between two results: OpenMP threads that wait for each
             # other on busy cores make rounds several times as long.
             torch.set_num_threads(1)
-            state = _Run(job, tasks, self.inner.groups(job, tasks), recall, self.bench)
+            groups = self.inner.groups(job, tasks)
+            state = _Run(job, tasks, groups, recall, self.bench, window=WINDOW * self.num_workers)
             while len(self._workers) < self.num_workers:
                 self._workers.append(self._start())
             self._give(state)
@@ -215,12 +232,12 @@ class Workers(Executor):
         first = next(iter(self.bench.models[0].values()))
         size = self.room
         # Anonymous memory that forked processes share: pages that are never written take no memory.
-        memory = mmap.mmap(-1, AHEAD * size * first.element_size())
+        memory = shared_memory(AHEAD * size * first.element_size())
         # Workers may start in the middle of an evaluation, but must not write into an inference tensor.
         with torch.inference_mode(False):
             slots = torch.frombuffer(memory, dtype=first.dtype).view(AHEAD, size)
         others = [worker.connection for worker in self._workers if worker is not instead_of] + [ours]
-        process = context.Process(target=_serve, args=(self.bench, self.inner, theirs, slots, others), daemon=True)
+        process = context.Process(target=serve, args=(self.bench, self.inner, theirs, slots, others), daemon=True)
         process.start()
         theirs.close()
         if self._finalizer is None:  # multiprocessing calls it before it waits for the workers at exit
@@ -228,81 +245,25 @@ class Workers(Executor):
         return _Worker(process, ours, slots)
 
     def close(self) -> None:
-        """Tell the workers to end, and wait for them."""
+        """End the workers, and wait for them: kill those that work, as no code will read their results."""
+        _kill([worker for worker in self._workers if worker.given])
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
             worker.connection.close()
+        until = time.monotonic() + PATIENCE_SECONDS
         for worker in self._workers:
-            worker.process.join(timeout=5)
+            worker.process.join(timeout=max(0.0, until - time.monotonic()))
         _kill(self._workers)
+        for worker in self._workers:
+            worker.process.join()
         self._workers.clear()
-
-
-def fork_refusal() -> str:
-    """Return why forked processes cannot train here, for people; an empty string: they can.
-
-    In a process that sees an accelerator, torch's first backward pass starts threads even if no tensor is there. Torch
-    then refuses backward passes in all forks of this process.
-    """
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return "a platform that cannot fork"
-    if torch.accelerator.is_available():
-        return (
-            f"a visible accelerator ({torch.accelerator.current_accelerator()}; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
-        )
-    return ""
 
 
 def _kill(workers: Sequence[_Worker]) -> None:
     """End the processes that have not ended."""
     for worker in workers:
         worker.process.kill()
-
-
-def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:
-    """Compute groups until the main process sends None or is gone."""
-    for other in others:
-        other.close()
-    # Ctrl-C, systemd and SLURM signal all processes of a run. The main process stops after its round, which needs its
-    # workers; without it they end by themselves.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    # More than one thread in a forked process can hang: a fork does not copy OpenMP's threads.
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    inner.open(Bench(bench.problem, bench.data, bench.models))
-    # The fork may have happened in the middle of an evaluation.
-    with torch.inference_mode(False), torch.enable_grad(), bench.problem.precision_context():
-        while True:
-            try:
-                message = connection.recv()
-            except EOFError:
-                return
-            if message is None:
-                return
-            job, tasks, slot = message
-            try:
-                connection.send(_written(inner.work(job, tasks), slots[slot]))
-            except (BrokenPipeError, ConnectionResetError):  # the main process gave up, or is gone
-                return
-            except Exception:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    connection.send(traceback.format_exc())
-
-
-def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, int]]:
-    """Write the results' vectors into a slot, one after the other; return the results without them, and their sizes."""
-    small, position = [], 0
-    for result in results:
-        size = result.vector.numel()
-        slot_D[position : position + size].copy_(result.vector)
-        position += size
-        task = replace(
-            result.task, memory_D=None, personal=None, first_D=None, part=NOTHING, received=None, inputs=None
-        )
-        small.append((replace(result, task=task, vector=torch.empty(0)), size))
-    return small
 
 
 def _copied(task: Task) -> Task:

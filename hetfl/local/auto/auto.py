@@ -13,9 +13,9 @@ from hetfl.local.auto.probe import Form, executor_of, time_forms
 from hetfl.local.auto.schedule import duration, quickest
 from hetfl.local.bench import Bench
 from hetfl.local.executor import Executor, Job, Recall, Result
+from hetfl.local.forks import fork_refusal
 from hetfl.local.jobs import train
 from hetfl.local.sequential import Sequential
-from hetfl.local.workers import fork_refusal
 from hetfl.types import NOTHING, Task
 
 log = logging.getLogger(__name__)
