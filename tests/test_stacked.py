@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam
 from hetfl.errors import ConfigurationError
 from hetfl.local import FedDyn, LocalTraining, Proximal, Result, Sequential, Stacked
 from hetfl.local.bench import Bench
+from hetfl.local.by_shape import ByShape
 from hetfl.local.executor import Job
 from hetfl.local.jobs import statistics, train
 from hetfl.local.stacked.stack import most_alike
@@ -160,6 +161,62 @@ def test_a_loss_that_depends_on_the_client_is_computed_per_client() -> None:
 
     problem = Weighted(LocalTraining(optimizer=sgd()))
     assert not any(stack.joint for stack in compare(problem, tasks_of([0, 1, 2])).values())
+
+
+class Noisy(Problem):
+    """Adds noise to the outputs, from torch's global generator."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return F.cross_entropy(outputs + torch.randn(outputs.shape, dtype=outputs.dtype), targets)
+
+
+class Drawing(Problem):
+    """Adds noise to the outputs, from the client's generator."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        noise = torch.randn(outputs.shape, dtype=outputs.dtype, generator=ctx.generator)
+        return F.cross_entropy(outputs + noise, targets)
+
+
+class Stepping(Problem):
+    """A loss that grows from step to step."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return (1 + ctx.step) * F.cross_entropy(outputs, targets)
+
+
+class Near(Problem):
+    """Compares outputs with a tensor that the client began with."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return F.cross_entropy(outputs - ctx.anchor["classifier.bias"], targets)
+
+
+class Growing(Problem):
+    """A term that is zero in the first round and a sum over all clients of a group later."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        entropy = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        losses: Tensor = entropy.unflatten(0, targets.shape).mean(-1) + 0.01 * ctx.round * outputs.square().sum()
+        return losses
+
+
+@pytest.mark.parametrize("kind", [Drawing, Stepping, Near, Growing])
+def test_a_loss_gets_the_context_of_its_client(kind: type[Problem]) -> None:
+    problem = kind(LocalTraining(epochs=2, batch_size=5, optimizer=sgd()))
+    for round in (0, 3):
+        tasks = [replace(task, round=round) for task in tasks_of([0, 1, 2])]
+        assert not any(stack.joint for stack in compare(problem, tasks).values())
+
+
+def test_a_loss_with_torchs_random_numbers_is_trained_one_by_one() -> None:
+    """A worker's generator would be in another state than that of one process."""
+    problem, tasks = Noisy(LocalTraining(optimizer=sgd())), tasks_of([0, 1, 2])
+    with pytest.raises(ConfigurationError, match=r"those of ctx.generator for executor Stacked but got Noisy\.loss"):
+        results(Stacked(), bench_of(problem), tasks)
+    grouping = ByShape(2)
+    grouping.open(bench_of(problem))
+    assert grouping.groups(train, tasks) == [[i] for i in range(len(tasks))]
 
 
 def test_the_largest_set_of_clients_with_equal_shapes_steps_together() -> None:

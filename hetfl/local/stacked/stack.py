@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
-from hetfl.local.bench import Bench, LocalProblem
+from hetfl.local.bench import Bench
 from hetfl.local.executor import Result
 from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.stacked.batched import BatchedNet, batched
+from hetfl.local.stacked.losses import loss_is_joint
 from hetfl.local.stacked.sgd import RowSGD
 from hetfl.part import Part
+from hetfl.seeding import generator
 from hetfl.submodel import parameters_of
 from hetfl.tree import Tree, mapped, moved, on_device, shapes, stacked, taken
 from hetfl.types import ClientContext, CohortContext, Task
@@ -58,10 +61,12 @@ class Stack:
         self.trained = Layout.of(parameters_of(resident.net))
         self.trained_row_layout = self.net.layout(self.trained.shapes)
         self.net.fix(resident.frozen)
+        tensors = self._tensors(resident.anchor_D.expand(2, -1))
         with torch.no_grad():
             inputs_SN = mapped(lambda leaf: leaf.expand(2, *leaf.shape), inputs_N)
-            shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_SN).shape
-        self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
+            shape = self.net(tensors, inputs_SN).shape
+        anchor = {name: tensor[0] for name, tensor in tensors.items()} | dict(resident.frozen)
+        self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client), anchor)
         self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
 
     def train(self, tasks: Sequence[Task]) -> list[Result]:
@@ -75,7 +80,8 @@ class Stack:
             batches = [head for i in members if (head := heads[i]) is not None]
             weights = [objective.weight(targets) for _, targets in batches]
             inputs_SN, targets_SN = mapped(self._sent, stacked(batches))
-            self._step(tasks, members, inputs_SN, targets_SN, weights)
+            contexts = [replace(self.contexts[i], step=steps[i]) for i in members]
+            self._step(tasks, members, inputs_SN, targets_SN, weights, contexts)
             for i, weight in zip(members, weights, strict=True):
                 passes[i] += targets_SN.shape[1]
                 counted[i] += weight
@@ -124,12 +130,30 @@ class Stack:
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
-        self.labels_SK = self._sent(torch.stack([self.bench.data.labels(task.client) for task in tasks]))
+        self.contexts = self._contexts(tasks, frozen)
         self.memory_SD: Tensor | None = None
         if any(task.memory_D is not None for task in tasks):
             none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
             memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
             self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
+
+    def _contexts(self, tasks: Sequence[Task], frozen: Sequence[dict[str, Tensor]]) -> list[ClientContext]:
+        """Return the context of each client's loss; a joint loss uses neither generator nor anchor."""
+        labels_SK = self._sent(torch.stack([self.bench.data.labels(task.client) for task in tasks]))
+        each = zip(tasks, labels_SK, strict=True)
+        contexts = [ClientContext(task.client, task.round, labels, task.level, task.lr) for task, labels in each]
+        if self.joint:
+            return contexts
+        tensors, seed = self._tensors(self.begun_SD), self.bench.problem.seed
+        anchors = [{name: tensor[i % len(tensor)] for name, tensor in tensors.items()} for i in range(len(tasks))]
+        return [
+            replace(
+                ctx,
+                generator=generator(seed, "method", ctx.round, ctx.client),
+                anchor={**anchors[i], **frozen[i % len(frozen)]},
+            )
+            for i, ctx in enumerate(contexts)
+        ]
 
     def _fix(self, frozen: Sequence[dict[str, Tensor]]) -> None:
         """Set the frozen parameters: once if all clients have the same, or else a row for each client."""
@@ -166,15 +190,14 @@ class Stack:
         inputs_SN: Tree,
         targets_SN: Tensor,
         weights: list[float],
+        contexts: Sequence[ClientContext],
     ) -> None:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
         fixed_S = self.fixed_S if rows is None else {name: each[rows] for name, each in self.fixed_S.items()}
         leaves = [tensors[name].requires_grad_() for name in self.trained.shapes]
-        losses_S = self._losses(
-            self.net({**tensors, **fixed_S}, inputs_SN), targets_SN, [tasks[i] for i in members], rows
-        )
+        losses_S = self._losses(self.net({**tensors, **fixed_S}, inputs_SN), targets_SN, contexts)
         grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             shapes = self.trained.shapes.values()
@@ -198,15 +221,13 @@ class Stack:
             for (name, shape), part in zip(self.row_layout.shapes.items(), parts, strict=True)
         }
 
-    def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[Task], rows: Tensor | None) -> Tensor:
+    def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, contexts: Sequence[ClientContext]) -> Tensor:
         """Return every client's loss, shape (S,)."""
-        labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
-        problem = self.bench.problem
+        loss = self.bench.problem.method.loss
         if self.joint:
-            ctx = CohortContext(tasks[0].round, labels_SK, tasks[0].level, tasks[0].lr)
-            return problem.method.loss(outputs_SN, targets_SN, ctx)
-        each = zip(outputs_SN, targets_SN, tasks, labels_SK, strict=True)
-        return torch.stack([problem.method.loss(o, t, _context(task, labels)) for o, t, task, labels in each])
+            ctx, labels_SK = contexts[0], torch.stack([each.labels for each in contexts])
+            return loss(outputs_SN, targets_SN, CohortContext(ctx.round, labels_SK, ctx.level, ctx.lr))
+        return torch.stack([loss(o, t, ctx) for o, t, ctx in zip(outputs_SN, targets_SN, contexts, strict=True)])
 
     def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
         """Take a step of the rows in ``theta_SD``; changes ``grad_SD`` in place."""
@@ -255,30 +276,3 @@ def most_alike(heads: Sequence[tuple[Tree, Tensor] | None]) -> list[int]:
         return []
     commonest = counts.most_common(1)[0][0]
     return [i for i, shape in enumerate(batch_shapes) if shape == commonest]
-
-
-def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: Task, labels_K: Tensor) -> bool:
-    """Return whether a method's loss takes outputs of several clients, (S, ..., N, K), and returns one loss each, (S,).
-
-    Args:
-        problem: has the method.
-        shape: shape of the outputs of two clients.
-        targets_N: targets of the first client; those of the second are in reverse order.
-        task: has the round, the client, the level and the learning rate.
-        labels_K: labels of the first client; those of the second are in reverse order.
-    """
-    outputs_SN = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    targets_SN = torch.stack([targets_N, targets_N.flip(0)])
-    labels_SK = torch.stack([labels_K, labels_K.flip(0)])
-    each = zip(outputs_SN, targets_SN, labels_SK, strict=True)
-    expected = [problem.method.loss(o, t, _context(task, labels)) for o, t, labels in each]
-    try:
-        ctx = CohortContext(task.round, labels_SK, task.level, task.lr)
-        losses_S = problem.method.loss(outputs_SN, targets_SN, ctx)
-    except Exception:  # a loss that is written for one client may raise anything for several
-        return False
-    return losses_S.shape == (len(expected),) and torch.allclose(losses_S, torch.stack(expected), rtol=1e-4)
-
-
-def _context(task: Task, labels_K: Tensor) -> ClientContext:
-    return ClientContext(task.client, task.round, labels_K, task.level, task.lr)
