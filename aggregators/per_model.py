@@ -141,7 +141,7 @@ class Aggregators(Piece):
 
     def _source(self) -> str:
         """Return where steps are from, for messages."""
-        return f"{type(self.first).__name__}.compute" + (f" in round {self._round[0]}" if self._round else "")
+        return f"{type(self.first).__name__}.compute" + (f" in round {self._round[0] + 1}" if self._round else "")
 
     def _of(self, model: int) -> Aggregator:
         if model not in self._by_model:

@@ -153,9 +153,9 @@ class Chosen(Uniform):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ([0, 99], "clients within reach, those of probe.clients, from Chosen.select but got 99 in round 0"),
-        ([-1], "clients within reach, .* but got -1 in round 0"),
-        ([3, 1, 3], "every client once from Chosen.select but got 3 2 times in round 0"),
+        ([0, 99], "clients within reach, those of probe.clients, from Chosen.select but got 99 in round 1"),
+        ([-1], "clients within reach, .* but got -1 in round 1"),
+        ([3, 1, 3], "every client once from Chosen.select but got 3 2 times in round 1"),
         (None, "a list of clients' ids from Chosen.select but got NoneType"),
         ([1.0], r"a list of clients' ids from Chosen.select but got \[1.0\]"),
     ],
@@ -169,7 +169,7 @@ def test_client_ids_may_be_tensors() -> None:
 
 
 def test_a_run_checks_the_cohort_and_the_aggregated_step(fit: Fit) -> None:
-    refused(lambda: fit(small_module(selection=Chosen([0, 12])), rounds=1), "Chosen.select but got 12 in round 0")
+    refused(lambda: fit(small_module(selection=Chosen([0, 12])), rounds=1), "Chosen.select but got 12 in round 1")
     spoilt = Spoilt(lambda steps, holders: steps)
     refused(lambda: fit(small_module(aggregator=spoilt), rounds=1), "Spoilt.compute but got dict")
 

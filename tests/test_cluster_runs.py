@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
 from hetfl import FedAvg, FederatedModule, HeteroFL, Level, wire
-from hetfl.aggregators import HolderMean
+from hetfl.aggregators import FLTrust, HolderMean
 from hetfl.clustering import IFCA, ClusteredFL, Clustering
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, FederatedDataModule, RotationGroups
@@ -184,6 +184,13 @@ def test_a_resumed_run_ends_with_the_same_bits_including_splits(fit: Fit, tmp_pa
         pd.testing.assert_frame_equal(left, right, check_exact=True, check_like=True)
         assert rows(again, "clusters").equals(rows(straight, "clusters"))
     assert len(whole.models) > 1
+
+
+@pytest.mark.filterwarnings("ignore:No client")
+def test_the_server_trains_the_model_of_a_new_cluster(fit: Fit) -> None:
+    tested = module(splitting(), aggregator=FLTrust())
+    fit(tested, grouped(server_fraction=0.2), rounds=4, limit_val_batches=0)
+    assert len(tested.models) > 1
 
 
 @pytest.mark.parametrize("name", ["ifca", "clustered_fl"])

@@ -240,3 +240,9 @@ def test_the_bundled_configuration_works_without_a_download() -> None:
     module = ready(from_yaml(CONFIGS / "digits.yaml"))
     assert module.num_clients == 50
     assert min(module.sizes) >= 10
+
+
+@pytest.mark.parametrize("name", ["min_samples", "eval_batch_size"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"Expected {name} of at least 1 but got 0"):
+        numbered(num_clients=2, **{name: 0})

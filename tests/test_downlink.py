@@ -344,7 +344,7 @@ def test_a_model_that_is_not_finite_is_not_sent(fit: Fit) -> None:
     task = module.task_parts.drawn(Task(0, "b", 1, module.models.mark))
     with torch.no_grad():
         next(module.net.parameters()).fill_(math.nan)
-    with pytest.raises(ConfigurationError, match="finite global model to send in round 1"):
+    with pytest.raises(ConfigurationError, match="finite global model to send in round 2"):
         module.downlink.given(task)
 
 

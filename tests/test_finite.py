@@ -65,23 +65,23 @@ class Optimizer(SGD):
 CASES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "on_delta": (
         lambda: {"hooks": [OnStep(), OnDelta()]},
-        r"round 1 but all 4 were refused \(the last one: Expected finite values from OnDelta.on_delta but got NaN",
+        r"round 2 but all 4 were refused \(the last one: Expected finite values from OnDelta.on_delta but got NaN",
     ),
     "on_update": (
         lambda: {"hooks": [OnUpdate()]},
-        r"round 1 but all 4 were refused \(the last one: Expected finite values from OnUpdate.on_update but got NaN",
+        r"round 2 but all 4 were refused \(the last one: Expected finite values from OnUpdate.on_update but got NaN",
     ),
     "on_step": (
         lambda: {"hooks": [OnStep()]},
-        "finite steps from OnStep.on_step in round 1 but got NaN or Inf in 'classifier.bias'",
+        "finite steps from OnStep.on_step in round 2 but got NaN or Inf in 'classifier.bias'",
     ),
     "aggregator": (
         lambda: {"aggregator": Mean(), "hooks": [OnStep()]},
-        "finite steps from Mean.compute in round 1 but got NaN or Inf in 'classifier.bias'",
+        "finite steps from Mean.compute in round 2 but got NaN or Inf in 'classifier.bias'",
     ),
     "optimizer": (
         lambda: {"server_optimizer": partial(Optimizer, lr=1.0)},
-        "finite models from the server's optimizer Optimizer in round 1 but got NaN or Inf in 'classifier.bias'",
+        "finite models from the server's optimizer Optimizer in round 2 but got NaN or Inf in 'classifier.bias'",
     ),
 }
 
@@ -98,7 +98,7 @@ def test_nan_is_reported_with_its_source_and_round(case: str, fit: Fit) -> None:
 def test_nan_of_a_clients_training_is_not_the_hooks(fit: Fit) -> None:
     local = LocalTraining(optimizer=lambda p: SGD(p, lr=1e30))
     with pytest.raises(
-        ConfigurationError, match="round 0 but all 4 were refused .*finite entries from client"
+        ConfigurationError, match="round 1 but all 4 were refused .*finite entries from client"
     ) as error:
         fit(small_module(hooks=[OnDelta()], local=local), rounds=1)
     assert "OnDelta" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
@@ -25,12 +27,14 @@ from hetfl.collective import Ranks
 from hetfl.compression import Chain, ErrorFeedback, GammaFedHT, LogQuantizer, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
+from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import OwnClients
-from hetfl.federation.ranks import RankClients
+from hetfl.federation.ranks import RankClients, _numbers, _report, shared_clients
 from hetfl.fleet import DiscountedUCB
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
+from hetfl.packing import pack, unpack
 from hetfl.parts import AlternatingFactors, DynamicMask, RandomMask, Rolling, ScoredChannels
 from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
@@ -39,7 +43,7 @@ from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import ByValue, PowerOfChoice, Uniform
 from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
-from hetfl.types import Task
+from hetfl.types import Report, Task
 from hetfl.value import FeatureComposite, FeatureInformation, LabelInformation, ParameterUncertainty, Value
 from tests.conftest import small_module
 from tests.fleet_cases import varied
@@ -249,3 +253,20 @@ def test_a_signal_to_one_rank_stops_all_ranks_at_the_end_of_its_round(fit: Fit, 
 def test_auto_executor_is_refused_on_several_ranks(fit: Fit) -> None:
     with pytest.raises(Exception, match="an executor by name for several devices but got Auto"):
         fit(small_module(executor=Auto()), rounds=1, strategy="ddp_fork", devices=2)
+
+
+def test_numbers_of_a_diverged_client_reach_all_ranks() -> None:
+    task = Task(3, "a", 1, 1, 0.05)
+    extras = {"tail_change": math.nan, "norm": math.inf}
+    report = Report(3, "a", 7, math.nan, lr=0.05, passes=14, steps=2, extras=extras)
+    assert str(_report(task, unpack(pack(_numbers(report))))) == str(report)
+
+
+def test_what_ranks_cannot_do_is_refused(tmp_path: Path) -> None:
+    two: Any = SimpleNamespace(world_size=2, strategy=DDPStrategy())
+    own = cast(OwnClients, small_module().clients)
+    with pytest.raises(ConfigurationError, match="Expected stores without a folder for 2 devices, .* but got .*kept"):
+        shared_clients(own, two, [FedDyn(0.1, DiskStore(str(tmp_path / "kept")))])
+    clients = RankClients(own, cast(Ranks, SimpleNamespace(rank=0, count=2)), [FedDyn(0.1, DiskStore())])
+    with pytest.raises(ConfigurationError, match="got one of a run on Flower"):
+        clients.load_state_dict({"nodes": 3})

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -77,6 +77,26 @@ def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
     fit(module, second, rounds=1, name="second")
     fit(fresh, second, rounds=1, name="fresh")
     assert torch.equal(weights(module), weights(fresh))
+
+
+class Failing(Callback):
+    """Raises an error at the end of a round."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise OSError("full")
+
+
+def test_a_fit_after_one_that_raised_trains_on_its_own_data(fit: Fit) -> None:
+    """Lightning calls no teardown after an error, so resident nets and workers of the old data are still there."""
+    module, fresh = small_module(executor=Workers(1)), small_module()
+    with pytest.raises(OSError, match="full"):
+        fit(module, small_data(), rounds=1, callbacks=[Failing()])
+    second = small_data(partitioner=IID(), num_clients=6)
+    module.load_state_dict(fresh.state_dict())
+    module.models.version = 0
+    fit(module, second, rounds=1, name="second", precision="64-true")
+    fit(fresh, second, rounds=1, name="fresh", precision="64-true")
+    torch.testing.assert_close(weights(module), weights(fresh), rtol=0, atol=1e-12)
 
 
 class Cohorts(FederatedCallback):
@@ -201,7 +221,7 @@ def test_an_exception_in_a_compressor_is_not_a_refused_update(fit: Fit, monkeypa
 @pytest.mark.filterwarnings("ignore:.*refused")
 def test_a_round_without_any_usable_update_ends_the_run_with_the_reason(fit: Fit) -> None:
     local = LocalTraining(optimizer=lambda p: SGD(p, lr=1e30))
-    with pytest.raises(ConfigurationError, match="round 0 but all 4 were refused"):
+    with pytest.raises(ConfigurationError, match="round 1 but all 4 were refused"):
         fit(small_module(local=local), rounds=1)
 
 

@@ -209,7 +209,7 @@ class Weighs(Uniform):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Picks(lambda round, probe, calls: [0]), "within reach, .* from Picks.select but got 0 in round 0"),
+        (lambda: Picks(lambda round, probe, calls: [0]), "within reach, .* from Picks.select but got 0 in round 1"),
         (lambda: Picks(lambda round, probe, calls: [*probe.clients[:1]] * 2), "every client once from Picks.select"),
         (lambda: Picks(lambda round, probe, calls: []), "a client from Picks where . are within reach but got none"),
         (

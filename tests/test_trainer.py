@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from hetfl.data import Digits, Dirichlet
 from hetfl.fleet import Fixed
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
+from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import Uniform
 from hetfl.session.settings import Settings
+from hetfl.signals import SIGNALS
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 
@@ -97,6 +101,19 @@ def test_ctrl_c_ends_the_script_after_the_round(tmp_path: Path, monkeypatch: pyt
         hetfl.Trainer(max_epochs=5, callbacks=[Interrupt()], **CPU).fit(module(), datamodule=digits())
     assert len(rows(folder_of(tmp_path))) == 1
     assert (folder_of(tmp_path) / "checkpoints/last.ckpt").is_file()
+
+
+def test_an_interrupted_trainer_stops_no_later_run() -> None:
+    stop, trainer, module = StopAtRoundEnd(), pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule()
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop.on_train_start(trainer, module)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (stop.signal, trainer.should_stop) == (signal.SIGTERM, True)
+    stop.on_train_end(trainer, module)
+    with ThreadPoolExecutor() as pool:  # Python refuses signal handlers outside of the main thread
+        pool.submit(stop.on_train_start, trainer, module).result()
+    assert stop.signal is None
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_what_no_configuration_can_name_is_noted() -> None:

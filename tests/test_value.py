@@ -129,7 +129,7 @@ def test_values_of_a_round_weigh_the_next_updates() -> None:
 
 def test_the_mean_fulfils_the_contract_and_refuses_values_that_are_not_finite() -> None:
     check_aggregator(ValueMean)
-    with pytest.raises(ConfigurationError, match=r"finite values from Given\(.*\) but got nan of client 1 in round 0"):
+    with pytest.raises(ConfigurationError, match=r"finite values from Given\(.*\) but got nan of client 1 in round 1"):
         mean_of({0: 1.0, 1: float("nan")}, [[0.4], [0.8]], [[0], [1]])
     with pytest.raises(ConfigurationError, match=r"floor in \(0, 1\] but got 0"):
         ValueMean(floor=0)

@@ -113,7 +113,7 @@ class NotFinite(Value):
 
 
 def test_wrong_measures_are_refused(fit: Fit) -> None:
-    with pytest.raises(ConfigurationError, match="finite values from NotFinite but got nan of client 3 in round 0"):
+    with pytest.raises(ConfigurationError, match="finite values from NotFinite but got nan of client 3 in round 1"):
         fit(small_module(measures=[NotFinite()], selection=Uniform(2)), rounds=1)
     cosine = GradientCosine()
     with pytest.raises(ConfigurationError, match="every measure once but got one GradientCosine twice"):

@@ -149,7 +149,9 @@ class Ledger(Piece):
         """
         then = self.fleet.next_reachable(round, self.now)
         if math.isinf(then):
-            raise ConfigurationError(f"Expected a client within reach in round {round} but the fleet will have none")
+            raise ConfigurationError(
+                f"Expected a client within reach in round {round + 1} but the fleet will have none"
+            )
         if then > self.now:
             self._wait_for(then - self.now)
         return self.fleet.reachable(round, then)

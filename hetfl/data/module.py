@@ -87,8 +87,9 @@ class FederatedDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if eval_batch_size < 1:
-            raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
+        for name, value in (("min_samples", min_samples), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ConfigurationError(f"Expected {name} of at least 1 but got {value}")
         self.partitioner, self.client_transform = partitioner, client_transform
         self.val_fraction, self.min_samples, self.eval_batch_size = val_fraction, min_samples, eval_batch_size
         self.server_fraction, self.server_to_clients = server_fraction, server_to_clients

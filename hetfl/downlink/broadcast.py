@@ -215,7 +215,7 @@ class Broadcast(Piece):
         coded, exact = (self._gathered(tensors, half) for half in self._halves(group))
         if not all(bool(torch.isfinite(values).all()) for values in (coded, exact)):
             raise ConfigurationError(
-                f"Expected a finite global model to send in round {task.round} but got NaN or Inf (training "
+                f"Expected a finite global model to send in round {task.round + 1} but got NaN or Inf (training "
                 "diverged?): try a smaller learning rate or gradient_clip"
             )
         return self._message(group, coded, exact, task.round, number, task.statistics and self.apart)

@@ -156,6 +156,7 @@ class FederatedModule(Method):
         """Set up for the trainer's data: check everything that can be checked before the first round."""
         if stage == "predict" and requirements.known_data(self) is None:
             return
+        self.hosting.close()  # after a run that raised an error, Lightning calls no teardown
         data = self.data
         requirements.check_trainer(self.trainer, stage)
         self.objective = data.objective if self._objective is None else data.meet(self._objective)

@@ -30,7 +30,7 @@ from hetfl.local.executor import Job
 from hetfl.packing import pack, unpack
 from hetfl.piece import Piece
 from hetfl.schedule import Reply
-from hetfl.store import MemoryStore
+from hetfl.store import ClientStore, MemoryStore
 from hetfl.types import Report, Task
 from hetfl.updates import Update
 
@@ -89,6 +89,9 @@ class RankClients(Clients):
         for task, rank in zip(tasks, shares, strict=True):
             vector, *numbers = next(answers[rank])
             yield Result(task, _report(task, numbers), vector.to(self._bench.device))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.inner.load_state_dict(state)
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
         if self._ranks.rank == 0:
@@ -161,8 +164,8 @@ def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) 
         filing: the pieces whose files every rank needs: all but residuals.
 
     Raises:
-        ConfigurationError: there are several processes, and the strategy is not DDP, the clients are on Flower, or
-            every rank would choose its executor by itself.
+        ConfigurationError: there are several processes, and the strategy is not DDP, the clients are on Flower, a
+            store has a folder in which all ranks would write, or every rank would choose its executor by itself.
     """
     inner = clients.inner if isinstance(clients, RankClients) else clients
     if trainer.world_size == 1:
@@ -174,6 +177,12 @@ def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) 
             f"Expected strategy ddp, and clients in the trainer's processes, for {trainer.world_size} devices but got "
             f"{type(trainer.strategy).__name__} and {type(inner).__name__}"
         )
+    for store in (each for piece in filing for each in vars(piece).values() if isinstance(each, ClientStore)):
+        if store.fixed:
+            raise ConfigurationError(
+                f"Expected stores without a folder for {trainer.world_size} devices, each of which has files of its "
+                f"own, but got {store.fixed}"
+            )
     inner.executor.share(trainer.world_size)
     # Every rank does the server's work and logs the same numbers. Only residual/norm differs, as only rank zero keeps
     # residuals; loggers write rank zero's value.
@@ -182,15 +191,18 @@ def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) 
 
 
 def _numbers(report: Report) -> list[Any]:
-    # The loss of a diverged client is NaN or infinite, which JSON cannot hold.
-    numbers = [report.samples, report.passes, report.steps, dict(report.extras)]
-    return [torch.tensor(report.loss, dtype=torch.float64), *numbers]
+    # The loss and the further numbers of a diverged client are NaN or infinite, which JSON cannot hold.
+    names, values = list(report.extras), list(report.extras.values())
+    floats_F = torch.tensor([report.loss, *values], dtype=torch.float64)
+    return [floats_F, names, report.samples, report.passes, report.steps]
 
 
 def _report(task: Task, numbers: Sequence[Any]) -> Report:
-    loss, samples, passes, steps, extras = numbers
+    floats_F, names, samples, passes, steps = numbers
+    loss, *values = floats_F.tolist()
+    extras = dict(zip(names, values, strict=True))
     kinds = {"lr": task.lr, "model": task.model, "passes": passes, "steps": steps, "extras": extras}
-    return Report(task.client, task.level, samples, float(loss), **kinds)
+    return Report(task.client, task.level, samples, loss, **kinds)
 
 
 def _written(reply: Reply) -> list[Any]:

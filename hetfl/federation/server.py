@@ -147,7 +147,7 @@ class Server:
         if not self._accepted and refused and known:
             last = self._reason and f" (the last one: {self._reason})"
             raise ConfigurationError(
-                f"Expected an update that can be used in round {round} but all {refused} were refused{last}: if "
+                f"Expected an update that can be used in round {round + 1} but all {refused} were refused{last}: if "
                 "training diverged, try a smaller learning rate or gradient_clip, or "
                 "a larger bound where hooks have one"
             )
@@ -157,7 +157,7 @@ class Server:
             return {}
         tensors, steps, holders = self.aggregators.compute(self.hooks.on_step)
         server_step(optimizer, step, tensors, steps, holders)
-        require_finite(tensors, f"models from the server's optimizer {type(optimizer).__name__} in round {round}")
+        require_finite(tensors, f"models from the server's optimizer {type(optimizer).__name__} in round {round + 1}")
         return holders
 
     def _decoded(self, reply: Reply) -> Update:

@@ -126,7 +126,7 @@ class Hooks(Piece):
             for tensor, step in new_steps.items():
                 _alike(step, delta[tensor], f"{name}.on_step")
                 new_steps[tensor] = torch.where(holders[tensor] > 0, step, delta[tensor])
-            require_finite(new_steps, f"steps from {name}.on_step in round {self._round}")
+            require_finite(new_steps, f"steps from {name}.on_step in round {self._round + 1}")
             delta = {**delta, **new_steps}
         return delta
 

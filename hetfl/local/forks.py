@@ -95,8 +95,7 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        task = replace(
-            result.task, memory_D=None, personal=None, first_D=None, part=NOTHING, received=None, inputs=None
-        )
+        held = {"memory_D": None, "personal": None, "first_D": None, "received": None, "inputs": None}
+        task = replace(result.task, part=NOTHING, sent=NOTHING, **held)
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small

@@ -75,7 +75,8 @@ class ServerTraining:
             model: number of the global model.
         """
         level, part = next(iter(self.problem.levels.items()))
-        self._bench = self._bench or Bench(self.problem, self._source, self.models.tensors)
+        if self._bench is None or self._bench.models is not self.models.tensors:  # a cluster got a model of its own
+            self._bench = Bench(self.problem, self._source, self.models.tensors)
         task = Task(SERVER, level, round, self.models.mark, lr, epochs=epochs, model=model)
         delta_D = train(self._bench, task).vector
         frozen = part.layout.size - len(delta_D)  # these are the last entries of a part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -37,7 +38,9 @@ class StopAtRoundEnd(Callback):
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             sys.stderr.write(f"hetfl: stopping after this round; once more {name} stops at once\n")
 
-        self._before = {each: signal.signal(each, stop) for each in SIGNALS}
+        self.signal = None
+        if threading.current_thread() is threading.main_thread():  # Python has signal handlers nowhere else
+            self._before = {each: signal.signal(each, stop) for each in SIGNALS}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop all ranks of a distributed trainer if one of them received a signal."""

@@ -145,11 +145,11 @@ class Selection(Piece):
             if not _has(probe.clients, client):
                 raise ConfigurationError(
                     f"Expected clients within reach, those of probe.clients, from {name}.select but got {client} in "
-                    f"round {round}"
+                    f"round {round + 1}"
                 )
             if times > 1:
                 raise ConfigurationError(
-                    f"Expected every client once from {name}.select but got {client} {times} times in round {round}"
+                    f"Expected every client once from {name}.select but got {client} {times} times in round {round + 1}"
                 )
         return ids
 

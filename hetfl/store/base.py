@@ -22,6 +22,11 @@ from hetfl.store.blocks import Blocks
 class ClientStore(ABC):
     """A vector per client in global coordinates; entries that were never written are zero."""
 
+    @property
+    def fixed(self) -> str | None:
+        """The folder of its files if the run's folder does not determine it; None otherwise."""
+        return None
+
     @abstractmethod
     def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name, not to be modified; empty for a client without any.

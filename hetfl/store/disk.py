@@ -48,6 +48,10 @@ class DiskStore(ClientStore):
         self._superseded: dict[Path, int] = {}  # by file, the number of the last checkpoint that may refer to it
         self._unwritten: dict[int, dict[str, Tensor]] = {}  # by client, blocks that could not be written
 
+    @property
+    def fixed(self) -> str | None:  # noqa: D102
+        return self._given
+
     def bind(self, folder: str | None) -> None:
         """Use a run's folder, unless the constructor got one; copies the present files into a new folder.
 

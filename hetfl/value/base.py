@@ -69,7 +69,7 @@ def finite(values: Mapping[int, float], source: str, round: int) -> dict[int, fl
     for client, value in values.items():
         if not -LARGEST < value < LARGEST:
             raise ConfigurationError(
-                f"Expected finite values from {source} but got {value} of client {client} in round {round}"
+                f"Expected finite values from {source} but got {value} of client {client} in round {round + 1}"
             )
     return dict(values)
 
