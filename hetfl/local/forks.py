@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        held = {"memory_D": None, "personal": None, "first_D": None, "received": None, "inputs": None}
+        held: dict[str, Any] = {"memory_D": None, "personal": None, "first_D": None, "received": None, "inputs": None}
         task = replace(result.task, part=NOTHING, sent=NOTHING, **held)
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small
