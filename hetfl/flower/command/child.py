@@ -8,16 +8,63 @@ It runs as a file, not as a module: importing the hetfl package would take longe
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import os
 import runpy
 import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: the signal that a process gets when its parent ends."""
+
+
+NODES = ("/v1/fleet/", "/health")
+"""Beginnings of the paths that nodes use; others control the SuperLink, and the processes beside it use them."""
+
+
+class OnlyNodes:
+    """Refuses requests of other machines, except those of nodes.
+
+    A SuperLink serves nodes and those who control it at one port, and asks only nodes for a key. So everyone who
+    reaches the port could start another app, end the run, or register a key.
+
+    Args:
+        app: the application that gets the other requests.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        """Pass a request on, or answer it with status 403."""
+        if scope["type"] == "lifespan" or scope["path"].startswith(NODES) or is_of_this_machine(scope):
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"only for processes of the server's machine"})
+
+
+def is_of_this_machine(scope: Mapping[str, Any]) -> bool:
+    """Return whether a request is from an address of the machine that serves it."""
+    try:
+        peer, here = (ipaddress.ip_address((scope[end] or ("",))[0]) for end in ("client", "server"))
+    except (KeyError, ValueError):  # an unknown peer
+        return False
+    mapped = getattr(peer, "ipv4_mapped", None)  # an IPv4 peer of an IPv6 socket
+    return peer == here or (mapped or peer).is_loopback
+
+
+def admit_only_nodes() -> None:
+    """Let the SuperLink of this process use :class:`OnlyNodes`."""
+    from flwr.superlink import extensions
+    from starlette.middleware import Middleware
+
+    extensions.get_middleware = lambda: (Middleware(OnlyNodes),)
 
 
 def main() -> None:
@@ -32,6 +79,8 @@ def main() -> None:
             sys.argv = arguments
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
             return
+        if name == "flower-superlink":
+            admit_only_nodes()
         (command,) = entry_points(group="console_scripts", name=name)
         sys.argv = [shutil.which(name) or name, *arguments]
         sys.exit(command.load()())

@@ -58,7 +58,7 @@ clientapp = "hetflapp.client:app"
 [tool.flwr.app.config]
 settings = ""
 """
-"""Flower's app: it only imports hetfl, which every machine has installed. No code is sent to nodes."""
+"""Flower's app: it only imports hetfl. Nodes of ``hetfl flower client`` run their installed hetfl instead of it."""
 SERVER = """\
 from hetfl.flower.command.server_app import server_app
 from hetfl.flower.command.operating import end_with_parent

@@ -11,6 +11,7 @@ It calls the functions behind Flower's commands: the modules of the commands imp
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import os
 import signal
@@ -30,6 +31,7 @@ from flwr.supercore.utils import disable_process_dumping
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from hetfl.cli.one_line import command_line
+from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.flower.command import client_app
 from hetfl.flower.command.checks import numbers
@@ -37,6 +39,7 @@ from hetfl.flower.command.operating import end_with_parent, events_of
 from hetfl.flower.events import Reporter
 from hetfl.flower.limits import megabytes, node_memory, report_memory
 from hetfl.flower.node import Node
+from hetfl.local.forks import fork_refusal
 from hetfl.reading import LARGEST_TEXT, parse_json
 
 LOOK_SECONDS = 0.05
@@ -107,6 +110,20 @@ def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
     return LaunchResult.accepted()
 
 
+def run_only_hetfl() -> None:
+    """Let Flower run the installed ClientApp of hetfl in this process, whatever app the server sends.
+
+    Flower would unpack the server's app and import its code, so that a server could run any code on its nodes.
+    """
+    runtime = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    for name, replacement in (
+        ("install_from_fab", lambda *_, **__: None),
+        ("get_load_client_app_fn", lambda *_, **__: lambda *_: client_app.client_app),
+    ):
+        getattr(runtime, name)  # a version of Flower without it would run the server's code
+        setattr(runtime, name, replacement)
+
+
 def _become_app(spec: ExecutionSpec) -> None:
     """Handle one message in a forked process, and end the process."""
     status = 1
@@ -152,6 +169,8 @@ def main() -> None:
         with redirect_stderr(errors), command_line():
             clients, events = numbers(given["clients"]), events_of(home)
             node = client_app.make_node(given["arguments"], clients, given["states"], given["name"], events)
+            if refusal := fork_refusal():
+                raise ConfigurationError(f"Expected a node whose forks can train but got {refusal}")
     except SystemExit:  # the watching command reads the reason
         write_whole(report, errors.getvalue().encode())
         raise
@@ -162,6 +181,7 @@ def main() -> None:
     gc.freeze()  # collections in forks would touch, and so copy, all objects of this process
     write_whole(report, b"")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process never waits for its children: leave no zombies
+    run_only_hetfl()
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
     SubprocessExecutor.reconcile = reconcile  # type: ignore[method-assign]
     disable_process_dumping(strict=False)
