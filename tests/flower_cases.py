@@ -69,14 +69,15 @@ class FakePost:
 
     def __init__(self, nodes: Mapping[int, Node]) -> None:
         self.nodes = dict(nodes)
+        self.activated: dict[int, str] = {}  # when nodes were started again
         self.tamper: Tamper = lambda node, answer: answer
         self.sent: list[tuple[int, RecordDict]] = []
         self.answered: list[tuple[int, RecordDict]] = []
         self.late: list[tuple[str, RecordDict]] = []  # answers that a test delivers after the next letters
         self._answers: dict[str, RecordDict | Failure] = {}
 
-    def online(self) -> Collection[int]:
-        return list(self.nodes)
+    def online(self) -> Mapping[int, str]:
+        return dict.fromkeys(self.nodes, "") | self.activated
 
     def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         ids = {}

@@ -21,6 +21,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -127,8 +128,8 @@ class Link(HttpGrid):
         self.set_run(Run.create_empty(1))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1  # as Flower sets it
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node) for node in self.nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []

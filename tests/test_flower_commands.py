@@ -49,7 +49,7 @@ CLIENT = ["client", "--clients", "0-2", "--states", "states"]
         (["server", "--deadline", "nan"], "deadline, in seconds, above 0 but got nan"),
         (["server", "--enough", "1.1"], "enough, a share of clients"),
         (["server", "--start", "inf"], "start, in seconds, above 0 but got inf"),
-        (["server", "--takeover", "-1"], "takeover, in seconds, above 0 but got -1"),
+        (["server", "--takeover", "-1"], "takeover, in seconds, of at least 0 but got -1"),
         (["server", "--statistics_deadline", "0"], "statistics_deadline, in seconds, above 0 but got 0"),
         (["server", "--metrics_port", "0"], "a port from 1 to 65535 for --metrics_port but got 0"),
         (["status", "none"], r"the folder of a run of hetfl flower server but got no nodes\.json in none"),

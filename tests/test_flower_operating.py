@@ -18,11 +18,17 @@ import pytest
 
 pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
 
+from hetfl.flower.clients import FlowerClients
 from hetfl.flower.command import server
 from hetfl.flower.command.client import _reason
 from hetfl.flower.command.main import _parser
 from hetfl.flower.command.operating import ending_at_once, warnings_as_events
-from hetfl.flower.events import EventFile, EventLog
+from hetfl.flower.events import LARGEST_EVENT, EventFile, EventLog
+from hetfl.flower.messages import ClientAnswer
+from hetfl.flower.nodes import Nodes
+from hetfl.types import Task
+from tests.conftest import small_module
+from tests.flower_cases import FakePost
 
 FILES = Path(__file__).parent.parent / "docs" / "deployment"
 
@@ -101,6 +107,27 @@ def test_nodes_that_the_superlink_refuses_are_reported_once_a_minute(tmp_path: P
         "a node whose key is not registered tried",
         "a node tried to join whose key is still ",
     ]
+
+
+def test_a_line_that_cannot_be_read_is_an_event(tmp_path: Path) -> None:
+    """A full disk leaves half a line, and the next event is appended to it."""
+    events = EventFile(tmp_path / "events")
+    events("joined", "clients 0-4", "one", clients="0," * LARGEST_EVENT)
+    with events.path.open("ab") as file:
+        file.write(b'{"kind": "jo{"kind": 1}\n')
+    events("ended", "with status 0")
+    joined, broken, ended = events.take()
+    assert (joined.kind, broken.kind, ended.kind) == ("joined", "warning", "ended")
+    assert broken.text.startswith("Expected an event but got 23 bytes that cannot be read")
+    assert events.take() == []
+
+
+def test_a_refusal_without_a_reason_is_one() -> None:
+    """Else the numbers beside it would be used, which are not checked then."""
+    task, module = Task(3, "a", 0, 0, 0.1), small_module()
+    clients = FlowerClients(module, Nodes(FakePost({})))
+    reply = clients._reply(task, ClientAnswer(3, "refused", "", squared_norm=-1e300))
+    assert reply.refusal == "the node gave no reason"
 
 
 def test_a_node_explains_why_it_was_not_admitted() -> None:

@@ -165,6 +165,10 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         },
         {},
     ),
+    "losses with personal tensors": (
+        lambda: {"selection": PowerOfChoice(candidates=6, clients_per_round=4), "personal": ["classifier.*"]},
+        {},
+    ),
     "masks and hooks": (
         lambda: {
             "hooks": [Noise(0.02), NormBound(0.2, action="clip"), Momentum()],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
 
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.errors import ConfigurationError
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.events import Event
 from hetfl.flower.nodes import Nodes
@@ -112,13 +113,47 @@ def test_nodes_that_share_their_states_replace_each_other_at_once(fit: Fit, tmp_
     assert "they share their states" in log.of("standing by")[0]
 
 
+def test_a_restarted_node_is_asked_again_what_it_serves(fit: Fit, tmp_path: Path) -> None:
+    """With a registered key it has the same number, and may be back before the server looks."""
+    module, post, log, _ = played(tmp_path, shared=True)
+    del post.nodes[SECOND]
+
+    class Restart(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                post.activated[12] = "later"
+                post.nodes[12].clients = frozenset({5, 6})
+
+    with warned("no node that serves it is there"):
+        trainer = fit(module, rounds=4, limit_val_batches=0, callbacks=[Restart()])
+    assert [line for line in log.of("joined") if line.startswith("n12")] == ["n12: clients 5-7", "n12: clients 5-6"]
+    assert failures(trainer)[:2] == [0, 0]
+    assert failures(trainer)[3] == 1
+
+
+def test_a_round_waits_for_a_node_if_there_is_none(fit: Fit, tmp_path: Path) -> None:
+    module, post, log, clock = played(tmp_path, shared=True, deadline=30.0, start=50.0)
+    inner = post.online
+
+    def online() -> Mapping[int, str]:
+        return inner() if module.models.version != 1 or clock.now > 40.0 else {}
+
+    post.online = online  # type: ignore[method-assign]
+    trainer = fit(module, rounds=3, limit_val_batches=0)
+    assert failures(trainer) == [0, 0, 0]
+    assert log.of("waiting")[-1] == ": no node is there; the round waits for one for up to 50 s"
+    post.online = dict  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="Expected a node that can take part within 50 s but none came"):
+        fit(module, rounds=3, name="none", limit_val_batches=0)
+
+
 def test_a_second_node_takes_over_after_a_while_and_keeps_the_clients(fit: Fit, tmp_path: Path) -> None:
     module, post, log, clock = played(tmp_path, shared=False, deadline=30.0, takeover=50.0)
     inner = post.online
 
-    def online() -> list[int]:
+    def online() -> dict[int, str]:
         clock.now += 20.0 if module.models.version >= 2 else 0.0
-        return [node for node in inner() if node != 12 or module.models.version < 2]
+        return {node: when for node, when in inner().items() if node != 12 or module.models.version < 2}
 
     post.online = online  # type: ignore[method-assign]
     with warned("no node that serves it is there"):

@@ -16,6 +16,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from httpx import ConnectError, HTTPStatusError, Request, Response
 from lightning import Trainer
@@ -59,10 +60,10 @@ class Grid:
     def pull_messages(self, ids: Iterable[str]) -> list[Any]:
         raise self.error
 
-    def get_node_ids(self) -> list[int]:
+    def get_nodes(self) -> list[NodeInfo]:
         if not self.ours:
             raise HTTPStatusError("401", request=Request("GET", "http://127.0.0.1"), response=Response(401))
-        return [1]
+        return [NodeInfo(node_id=1)]
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
@@ -95,8 +96,8 @@ class OneMessage:
     def pull_messages(self, ids: Iterable[str]) -> list[Any]:
         return [self.message]
 
-    def get_node_ids(self) -> list[int]:
-        return [1]
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=1)]
 
 
 def test_an_answer_to_another_message_is_refused() -> None:

@@ -149,7 +149,7 @@ class FlowerClients(Clients):
             everyone = frozenset(range(self._module.data.num_clients))
             self._nodes.gather(shared_settings(self._module), everyone, self._entries, self._patience)
             self._gathered = True
-        self._nodes.refresh()
+        self._nodes.wait(max(self._patience.start, self._patience.deadline))
 
     def _report_needs(self, tasks: Sequence[Task]) -> None:
         """Report before the first round what it needs."""
@@ -216,7 +216,7 @@ class FlowerClients(Clients):
         if answer.status == "failed":
             return Reply(task, lost=answer.reason)
         self._answers[task.key] = answer
-        refused = answer.reason if answer.status == "refused" else ""
+        refused = (answer.reason or "the node gave no reason") if answer.status == "refused" else ""
         return Reply(task, answer.report(task), answer.payload, refused)
 
     def _refusal(self, task: Task, report: ClientAnswer | Failure) -> str:

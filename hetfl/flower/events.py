@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hetfl.printable import printable
-from hetfl.reading import parse_json
+from hetfl.reading import TooMuch, parse_json
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """Terminal commands in the output of other programs."""
@@ -92,7 +92,8 @@ class EventFile:
 
     def __call__(self, kind: str, text: str, node: str = "", **facts: Any) -> None:
         """Append an event. If it cannot be written, it goes to standard error."""
-        event = Event(kind, text, node, facts)
+        short = {name: fact[:LONGEST_TEXT] if isinstance(fact, str) else fact for name, fact in facts.items()}
+        event = Event(kind, text, node, short)
         try:
             with self._locked("ab") as file:
                 file.write(json.dumps(asdict(event)).encode() + b"\n")
@@ -106,7 +107,7 @@ class EventFile:
         with self._locked("rb+") as file:
             lines = file.read().splitlines()
             file.truncate(0)
-        return [Event(**parse_json(line, LARGEST_EVENT)) for line in lines]
+        return [_event(line) for line in lines]
 
     @contextlib.contextmanager
     def _locked(self, mode: str) -> Iterator[IO[bytes]]:
@@ -114,6 +115,14 @@ class EventFile:
         with self.path.open(mode) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
+
+
+def _event(line: bytes) -> Event:
+    """Return the event of a line; one that cannot be read, as a full disk leaves it, is reported in its place."""
+    try:
+        return Event(**parse_json(line, LARGEST_EVENT))
+    except (TypeError, ValueError, TooMuch) as error:
+        return Event("warning", f"Expected an event but got {len(line)} bytes that cannot be read: {error}")
 
 
 class EventLog:

@@ -74,8 +74,8 @@ class Sent:
 class Post(Protocol):
     """Transport of messages to nodes and back."""
 
-    def online(self) -> Collection[int]:
-        """Return the nodes that are known to be online."""
+    def online(self) -> Mapping[int, str]:
+        """Return the nodes that are known to be online, and when each was activated: a restarted node is again."""
         ...
 
     def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:

@@ -167,10 +167,8 @@ class Node:
             if client not in self.clients:
                 raise ConfigurationError(f"Expected a client among {sorted(self.clients)} but got {client}")
             given = replace(order, task=self._with_part(order))
-            if request.job != "train":
-                return self._other(request, given)
             try:
-                return self._train(request, given)
+                return self._train(request, given) if request.job == "train" else self._other(request, given)
             finally:
                 self._restore(client, ClientState())  # the disk has it; each would take as much memory as the model
         except StateLost as lost:
@@ -245,8 +243,9 @@ class Node:
     def _other(self, request: Request, order: Order) -> ClientAnswer:
         """Gather statistics or losses; the client's state does not change."""
         self.bench.order = order
-        if request.job == "losses":
-            result = losses(self.bench, order.task, request.samples)
+        if request.job == "losses":  # of the client's own net; statistics are those of the global model
+            self._restore(order.task.client, self.states.load(request.federation, order.task.client, order.state))
+            result = losses(self.bench, self.side.with_personal(order.task), request.samples)
             return ClientAnswer(order.task.client, loss=result.report.loss, passes=result.report.passes)
         result = statistics(self.bench, order.task)
         payload = wire.encode(

@@ -62,6 +62,7 @@ class Nodes:
         self._participants: dict[int, Participant] = {}
         self._greeted: dict[int, tuple[str, str]] = {}  # by node, id and nonce of the unanswered hello request
         self._overdue: dict[int, str] = {}  # by node, id of the message that it has not answered in time
+        self._activated: Mapping[int, str] = {}  # by node that was online, when it was activated
         self._refused: dict[int, tuple[float, str]] = {}  # by node, time of the next hello request, and the reason
         self._settings: Mapping[str, str] = {}
         self._clients: frozenset[int] = frozenset()  # all clients of the federation
@@ -76,14 +77,12 @@ class Nodes:
             client: the client.
             has_state: whether the client has a state that only its own node has.
         """
-        return self.owners.choose(client, self._serving(client), has_state)
+        serving = {node: each for node, each in self._present().items() if client in each.clients}
+        return self.owners.choose(client, serving, has_state)
 
     def participant(self, node: int) -> Participant:
         """Return a node that takes part, or did."""
         return self._participants.get(node, Participant(f"{node}"))
-
-    def _serving(self, client: int) -> dict[int, Participant]:
-        return {node: participant for node, participant in self._present().items() if client in participant.clients}
 
     def _present(self) -> dict[int, Participant]:
         return {node: participant for node, participant in self._participants.items() if node not in self._overdue}
@@ -106,36 +105,55 @@ class Nodes:
         until, reported, last_missing = self._clock() + patience.start, -REMIND_SECONDS, [-1]
         while True:
             self.refresh()
-            if number := self._stopped():
-                raise SystemExit(128 + number)
+            self._check_wait(until, patience.start)
             served = (participant.clients for participant in self._present().values())
             missing, now = sorted(clients.difference(*served)), self._clock()
             if not missing:
-                self.register.missing([], 0.0)
-                return
+                return self.register.missing([], 0.0)
             if now - reported >= (CHANGE_SECONDS if missing != last_missing else REMIND_SECONDS):
                 self.register.missing(missing, max(0.0, until - now))
                 reported, last_missing = now, missing
             if now >= until:
-                break
+                return self.register.without(missing, patience.start)
             self._sleep(POLL_SECONDS)
+
+    def wait(self, seconds: float) -> None:
+        """Update the nodes, and wait for some seconds until one takes part: a round without any would train nothing.
+
+        Raises:
+            ConfigurationError: no node came in time.
+            SystemExit: a signal ended the wait.
+        """
+        self.refresh()
         if not self._present():
-            raise ConfigurationError(f"Expected a node that can take part within {patience.start:g} s but none came")
-        self.register.without(missing, patience.start)
+            self.register.report("waiting", f"no node is there; the round waits for one for up to {seconds:g} s")
+        until = self._clock() + seconds
+        while not self._present():
+            self._check_wait(until, seconds)
+            self._sleep(POLL_SECONDS)
+            self.refresh()
+
+    def _check_wait(self, until: float, seconds: float) -> None:
+        if number := self._stopped():
+            raise SystemExit(128 + number)
+        if self._clock() >= until and not self._present():
+            raise ConfigurationError(f"Expected a node that can take part within {seconds:g} s but none came")
 
     def refresh(self) -> None:
         """Update the nodes: forget those that are offline, read late answers, and ask new ones for their clients."""
-        online = set(self._post.online())
+        activated = self._post.online()
+        online = {node for node, when in activated.items() if self._activated.get(node, when) == when}
         for node in [node for node in self._participants if node not in online]:
             self.register.gone(self._participants.pop(node))
         for known in (self._greeted, self._overdue, self._refused):
             for node in [node for node in known if node not in online]:
                 del known[node]
+        self._activated = activated
         self._read_overdue()
         self._read_greeted()
-        busy = {node for node, (until, _) in self._refused.items() if self._clock() < until}
-        excluded = busy | self._participants.keys() | self._greeted.keys()
-        self._greet([node for node in sorted(online) if node not in excluded])
+        excluded = {node for node, (until, _) in self._refused.items() if self._clock() < until}
+        excluded |= self._participants.keys() | self._greeted.keys()
+        self._greet([node for node in sorted(activated) if node not in excluded])
         self.register.seen(self._present().values())
 
     def _read_overdue(self) -> None:
@@ -144,8 +162,7 @@ class Nodes:
             node = late[id]
             del self._overdue[node]
             if isinstance(reply, Failure) and not reply.refused:
-                # The node may have been restarted as another process: ask it again.
-                self._participants.pop(node, None)
+                self._participants.pop(node, None)  # it may be another process now: ask it again
             else:
                 self.register.back(self.participant(node))
 
@@ -205,8 +222,7 @@ class Nodes:
         self._refused.pop(node, None)
         self.register.joined(participant)
         for first in others[:1]:
-            shared = first.states == participant.states
-            twice = sorted(first.clients & participant.clients)
+            shared, twice = first.states == participant.states, sorted(first.clients & participant.clients)
             self._tell(node, self.register.stands_by(participant, twice, first.name, shared, self.owners.takeover))
         versions = {name: self._surroundings[name] for name in VERSIONS if name in self._surroundings}
         self.register.compared(participant, "the server", versions)
@@ -225,8 +241,7 @@ class Nodes:
             node: Letter(request_records(request), most_bytes(orders=len(request.orders), entries=self._entries))
             for node, request in requests.items()
         }
-        now = self._clock()
-        sent = self._post.send(letters, deadline) if letters else {}
+        now, sent = self._clock(), self._post.send(letters, deadline) if letters else {}
         return {id: Sent(node, requests[node], now, now + deadline) for node, id in sent.items()}
 
     def collect(self, waiting: dict[str, Sent]) -> list[tuple[Sent, Answer | Failure]]:
@@ -240,10 +255,9 @@ class Nodes:
             letter = waiting.pop(id)
             answers.append((letter, read_reply(reply, letter.request.nonce, letter.clients)))
             self._note(*answers[-1])
-        for id in [id for id, letter in waiting.items() if self._clock() >= letter.until]:
-            answers.append(
-                self._late(id, letter := waiting.pop(id), f"no answer within {letter.until - letter.since:g} s")
-            )
+        for id, letter in [(id, letter) for id, letter in waiting.items() if self._clock() >= letter.until]:
+            del waiting[id]
+            answers.append(self._late(id, letter, f"no answer within {letter.until - letter.since:g} s"))
         if not answers:
             self._sleep(POLL_SECONDS)
         return answers
@@ -259,9 +273,8 @@ class Nodes:
         Returns:
             By node, its answer, or a failure.
         """
-        waiting = self.send(requests, deadline)
+        waiting, answered = self.send(requests, deadline), 0
         answers: dict[int, Answer | Failure] = dict.fromkeys(requests, Failure(NOT_TAKEN))
-        answered = 0
         while waiting and answered < wanted:
             for letter, answer in self.collect(waiting):
                 answers[letter.node] = answer

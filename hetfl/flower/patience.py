@@ -43,7 +43,8 @@ class Patience:
             seconds = getattr(self, name)
             least = 0.0 if name == "takeover" else math.ulp(0.0)
             if seconds is not None and not least <= seconds < math.inf:
-                raise ConfigurationError(f"Expected {name}, in seconds, above 0 but got {seconds}")
+                bound = "of at least 0" if name == "takeover" else "above 0"
+                raise ConfigurationError(f"Expected {name}, in seconds, {bound} but got {seconds}")
         if not 0 < self.enough <= 1:
             raise ConfigurationError(f"Expected enough, a share of clients, in (0, 1] but got {self.enough}")
 

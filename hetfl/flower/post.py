@@ -38,9 +38,12 @@ class FlowerPost:
         self._pulls: dict[str, threading.Thread] = {}
         self._largest: dict[str, int] = {}  # the most bytes of an answer by id
 
-    def online(self) -> Collection[int]:
-        """Return the nodes with a recent heartbeat; a node that has just died is still among them."""
-        return list(self._grid.get_node_ids())
+    def online(self) -> Mapping[int, str]:
+        """Return the nodes with a recent heartbeat, and when each was activated.
+
+        A node that has just died is still among them. One with a registered key has its number again after a restart.
+        """
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
     def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         """Push messages that expire after so many seconds; return the ids of those that Flower took, by node."""

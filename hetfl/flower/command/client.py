@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import time
@@ -115,47 +114,55 @@ def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
     with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
         log = EventLog(EventFile(home / "events"), Path(given.log or Path(given.states) / "node.log"), given.json_logs)
         log("starting", f"node {name_of(given)} of clients {given.clients}, for the server at {given.server}")
+        made = False
         while not received:
             node = start_node(given, rest, home)
             try:
-                _run(given, node, log, received)
+                made |= _run(given, node, log, received)
             finally:
                 if received:
                     log("stopping", f"{signal.Signals(received[0]).name}: orders that are not finished are lost")
                 node.stop()
                 log.forward()
+            if not made and not received:  # not an error of the settings: systemd may start it again
+                log("ended", f"the node's process ended before it had the node: {node.warm.last_words()}")
+                return 1
             if not received:
                 log("restarting", f"the node's process ended: {node.warm.last_words()}")
                 _sleep(RETRY_SECONDS, received, log)
         return 0 if received[0] == signal.SIGTERM else 128 + received[0]
 
 
-def _run(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> None:
-    """Serve with a node until its process ends or a signal arrives.
+def _run(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> bool:
+    """Serve with a node until its process ends or a signal arrives; return whether the node was made.
 
     Raises:
         ConfigurationError: the node cannot be made.
     """
-    _wait_for_node(given, node, log, received)
+    if not _wait_for_node(given, node, log, received):
+        return False
     ends = Troubles(log, ("disconnected", "connected"), f"to the server at {given.server}")
     while not received and node.lives():
         _serve(given, node, log, received, ends)
+    return True
 
 
-def _wait_for_node(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> None:
-    """Wait until the node is made, or a signal arrives.
+def _wait_for_node(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> bool:
+    """Wait until the node is made, its process ends, or a signal arrives; return whether it was made.
 
     Raises:
-        ConfigurationError: a setting of the node is invalid, or its process ended.
+        ConfigurationError: a setting of the node is invalid.
     """
     begun = time.monotonic()
     while not received and not is_made(node.home / "report"):
         if not node.lives() and not is_made(node.home / "report"):
-            raise ConfigurationError(f"Expected the node's process to go on but it ended: {node.warm.last_words()}")
+            return False
         time.sleep(POLL_SECONDS)
         log.forward()
-    if not received:
-        log("made", f"clients {given.clients}, after {time.monotonic() - begun:.1f} s")
+    if received:
+        return False
+    log("made", f"clients {given.clients}, after {time.monotonic() - begun:.1f} s")
+    return True
 
 
 def _serve(
@@ -245,8 +252,10 @@ def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Ru
         old.unlink(missing_ok=True)
     address = f"127.0.0.1:{free_port()}"
     settings = {
-        **_node_config(given, rest),
         "arguments": list(rest),
+        "clients": given.clients,
+        "states": str(Path(given.states).absolute()),
+        "folder": os.getcwd(),
         "name": name_of(given),
         "report": str(report),
         "home": str(home),
@@ -254,8 +263,11 @@ def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Ru
         "root_certificates": str(certificate(given.certificates, "ca.crt")) if given.certificates else None,
         "log": str(home / "supernode.log"),
     }
-    env = environment(home, HETFL_NODE=json.dumps(settings), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.01")
-    command = _supernode(given, rest, address)  # before a process starts, as it refuses wrong options
+    # ClientApps are forks, which cannot train in sight of a GPU; see hetfl.local.forks.
+    env = environment(
+        home, HETFL_NODE=json.dumps(settings), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.01", CUDA_VISIBLE_DEVICES=""
+    )
+    command = _supernode(given, address)  # before a process starts, as it refuses wrong options
     warm = FlowerProcess(["-m", "hetfl.flower.command.warm"], home / "node.log", env)
     return RunningNode(warm, None, command, home, env)
 
@@ -267,20 +279,10 @@ def _sleep(seconds: float, received: Sequence[int], log: EventLog) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _node_config(given: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
-    return {
-        "arguments": shlex.join(rest),
-        "clients": given.clients,
-        "states": str(Path(given.states).absolute()),
-        "folder": os.getcwd(),
-    }
-
-
-def _supernode(given: argparse.Namespace, rest: Sequence[str], address: str) -> list[str]:
+def _supernode(given: argparse.Namespace, address: str) -> list[str]:
     host, _, port = address.rpartition(":")
     command = ["flower-supernode", "--superlink", given.server, "--host", host, "--port", port]
     command += ["--isolation", "process"]
-    command += ["--node-config", " ".join(f'{name}="{value}"' for name, value in _node_config(given, rest).items())]
     if given.key:
         command += ["--auth-supernode-private-key", str(Path(given.key).absolute())]
     if not given.certificates:

@@ -32,6 +32,8 @@ EXIT = "Exit Code:"
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE_SECONDS = 3.0
 """Seconds that a process may take to end after SIGTERM, before it is killed."""
+LAST_BYTES = 1 << 16
+"""Most bytes of a log in which the reason of an end is looked for."""
 KILL_SECONDS = 1.0
 """Seconds to wait for the end of a process that was killed."""
 QUIET = {
@@ -114,7 +116,12 @@ def descendants(process: int) -> list[int]:
 
 
 def lives(process: int) -> bool:
-    """Return whether a process runs (Linux)."""
+    """Return whether a process runs; on Linux one that has ended, and that nobody has waited for, does not."""
+    if sys.platform != "linux":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, 0)
+            return True
+        return False
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -135,6 +142,7 @@ class FlowerProcess:
         self.name, self.log = command[0] if command[0] != "-m" else command[1], log
         child = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
         with log.open("ab") as file:
+            self._begun = file.tell()
             self.process = subprocess.Popen(
                 child, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
             )
@@ -171,7 +179,10 @@ class FlowerProcess:
 
     def last_words(self) -> str:
         """Return the reason of the process's end, or the last line of its output; and the path of its log."""
-        text = self.log.read_text(errors="replace")
+        size = self.log.stat().st_size
+        with self.log.open("rb") as file:  # what this process has written, unless the log was cut since
+            file.seek(max(self._begun if size >= self._begun else 0, size - LAST_BYTES))
+            text = file.read().decode(errors="replace")
         if EXIT in text:
             reason = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
         else:
