@@ -15,15 +15,16 @@ from lightning import Trainer
 from torch import Tensor
 
 from hetfl import FederatedModule
-from hetfl.aggregators import ValueMean
+from hetfl.aggregators import ValueFilter, ValueMean
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.local import Workers
 from hetfl.part import Part
-from hetfl.piece import Facts
-from hetfl.selection import Uniform
+from hetfl.piece import Facts, Piece
+from hetfl.selection import ByValue, Uniform
 from hetfl.testing import check_aggregator
+from hetfl.testing.selections import Answers
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 from hetfl.value import GradientCosine, Reputation, Value
@@ -40,7 +41,7 @@ def observed(value: Value, updates: Sequence[Sequence[float]], held: Sequence[Se
     return value
 
 
-def next_round(value: Value, updates: Sequence[Sequence[float]], held: Sequence[Sequence[int]]) -> None:
+def next_round(value: Piece, updates: Sequence[Sequence[float]], held: Sequence[Sequence[int]]) -> None:
     value.begin_round(0, 0.1)
     for client, (update, entries) in enumerate(zip(updates, held, strict=True)):
         part = Part({"w": (torch.tensor(entries, dtype=torch.int64),)})
@@ -91,6 +92,29 @@ def test_a_client_that_is_away_keeps_its_share_of_reputation() -> None:
     value.end_round(1)
     assert value.reputations == pytest.approx(before)
     assert value.updates == updates == [1, 1]
+
+
+def test_a_newcomer_has_no_reputation_and_is_treated_as_the_others() -> None:
+    """Clients 0 and 1 of five report in ten rounds; client 4 reports for the first time afterwards."""
+    policy, mean, filter = ByValue(2, explore=0.0), ValueMean(), ValueFilter()
+    for piece in (policy, mean, filter):
+        piece.setup(Facts((5,) * 5, 2, ("a",), 1, {"w": torch.zeros(2)}))
+        for round in range(10):
+            next_round(piece, [[1.0, 2.0], [1.0, 2.5]], [[0, 1]] * 2)
+            piece.end_round(round)
+        piece.begin_round(10, 0.1)
+        assert isinstance(piece.value, Reputation)
+        assert piece.value.of_round().keys() == piece.values.keys() == {0, 1}
+        assert len(piece.value.reputations) == 5
+        assert sum(piece.value.reputations) == pytest.approx(1.0)
+    newcomer = Report(4, "a", 5, 0.5)
+    assert filter.kept(4)
+    assert mean.weight(newcomer) == pytest.approx(sum(mean.values.values()) / 2)
+    known = max(policy.values, key=lambda client: policy.values[client])
+    assert set(policy.select(10, Answers(0, 10, range(5)))) == {
+        known,
+        2,
+    }  # 2 has the mean, which is above the other's value
 
 
 class Given(Value):
@@ -149,6 +173,8 @@ def test_a_resumed_run_has_the_same_values_and_bits(fit: Fit, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     values = [module.aggregator.first.values for module in (whole, second)]  # type: ignore[attr-defined]
     assert values[0] == values[1]
-    assert len(values[0]) == 12
-    assert sum(values[0].values()) == pytest.approx(1.0)
+    reputations = [module.aggregator.first.value.reputations for module in (whole, second)]  # type: ignore[attr-defined]
+    assert reputations[0] == reputations[1]
+    assert len(reputations[0]) == 12
+    assert sum(reputations[0]) == pytest.approx(1.0)
     assert np.std(list(values[0].values())) > 0.0

@@ -19,9 +19,10 @@ class Reputation(OfValue):
         \lambda_t = 1 - \frac{1 - \lambda_0}{t + 1}, \qquad R \leftarrow R / \textstyle\sum_k R_k
 
     with t the number of earlier updates of the client, so that a client that is away keeps its reputation, and the sum
-    over all clients. All clients begin at 1 / N. As values are not normalised and R is, new values weigh N times more
-    than the formula says. Xu, Lyu, Ma, Miao, Foo, Low: Gradient Driven Rewards to Guarantee Fairness in Collaborative
-    Machine Learning, NeurIPS 2021, has the idea with a constant :math:`\lambda`.
+    over all clients. All clients begin at 1 / N, and a client has no value before its first update. As values are not
+    normalised and R is, new values weigh N times more than the formula says. Xu, Lyu, Ma, Miao, Foo, Low: Gradient
+    Driven Rewards to Guarantee Fairness in Collaborative Machine Learning, NeurIPS 2021, has the idea with a constant
+    :math:`\lambda`.
 
     Args:
         tradeoff: :math:`\lambda_0`, in [0, 1): how much of the first reputation stays after the first update.
@@ -53,7 +54,12 @@ class Reputation(OfValue):
         self._next = None
 
     def of_round(self) -> dict[int, float]:
-        """Return the reputations of all clients, with the round's updates."""
+        """Return the reputations of the clients with an update, those of the round included."""
+        updates = self._after()[1]
+        return {client: share for client, share in enumerate(self._shares()) if updates[client]}
+
+    def _after(self) -> tuple[list[float], list[int]]:
+        """Return all reputations before they are divided, and the numbers of updates, with the round's updates."""
         if self._next is None:
             values, reputations, updates = self.of.of_round(), list(self.reputations), list(self.updates)
             for client, value in values.items():
@@ -61,13 +67,16 @@ class Reputation(OfValue):
                 reputations[client] = max(kept * reputations[client] + (1.0 - kept) * value, self.least)
                 updates[client] += 1
             self._next = reputations, updates
-        reputations, total = self._next[0], sum(self._next[0])
-        return {client: reputation / total for client, reputation in enumerate(reputations)}
+        return self._next
+
+    def _shares(self) -> list[float]:
+        """Return the reputations of all clients, with the round's updates."""
+        reputations, _ = self._after()
+        total = sum(reputations)
+        return [reputation / total for reputation in reputations]
 
     def end_round(self, round: int) -> None:  # noqa: D102
-        self.reputations = list(self.of_round().values())
-        assert self._next is not None
-        self.updates = self._next[1]
+        self.reputations, self.updates = self._shares(), self._after()[1]
         super().end_round(round)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
