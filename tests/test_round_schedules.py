@@ -41,7 +41,8 @@ from hetfl.schedule import (
     Synchronous,
 )
 from hetfl.schedule.age import counted, moved, staleness, weighted
-from hetfl.selection import PowerOfChoice, Uniform
+from hetfl.selection import Exclusive, PowerOfChoice, Uniform
+from hetfl.selection.base import Probe
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_levels, small_module
@@ -306,6 +307,30 @@ def test_lost_clients_take_their_time_and_the_clock_waits_for_reach(fit: Fit) ->
     assert found["sim/seconds_total"].tolist() == pytest.approx(timeline.groupby("round")["end"].max().tolist())
     for _, row in timeline.iterrows():
         assert row["client"] in fleet.reachable(row["taken"], row["start"])
+
+
+class CountedExclusive(Exclusive):
+    """Ends a run in which it is asked without end."""
+
+    calls = 0
+
+    def select(self, round: int, probe: Probe) -> list[int]:
+        self.calls += 1
+        assert self.calls < 500
+        return super().select(round, probe)
+
+
+@pytest.mark.parametrize("schedule", [Buffered(size=8), Asynchronous(), SemiSynchronous(20.0)])
+def test_a_round_ends_once_the_selection_declines_all_free_clients(fit: Fit, schedule: Schedule) -> None:
+    """Only the four clients of the largest level are chosen, each once in a round; the others come and go."""
+    fleet = varied(availability=0.5, period=30.0)
+    module = small_module(schedule=schedule, selection=CountedExclusive(4), fleet=fleet, assignment=Fixed())
+    trainer = fit(module, rounds=8, limit_val_batches=0)
+    timeline = table(trainer)
+    assert set(timeline["level"]) == {"a"}
+    assert len(rows(trainer)) == 8
+    if isinstance(schedule, Buffered):  # without eight clients, a round ends when the last update has arrived
+        assert timeline.groupby("round").size().tolist() == [4] * 8
 
 
 def test_statistics_cost_bytes_and_no_time(fit: Fit) -> None:

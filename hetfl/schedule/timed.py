@@ -35,8 +35,9 @@ class Timed(Schedule):
     A round is one server step. It begins at the simulated time at which the last round ended. Free places are filled
     with clients that the selection chooses among those that are within reach and free; they take the present model. The
     clock moves to the next time at which an update arrives, a client is lost, or a client comes within reach while
-    there is a free place. All arrivals of that time are received, in the order in which their clients took the model.
-    Then the server steps if it is due; otherwise free places are filled again.
+    there is a free place. Clients that the selection has declined in the round do not count. All arrivals of that time
+    are received, in the order in which their clients took the model. Then the server steps if it is due; otherwise free
+    places are filled again.
 
     A client takes each version of the model at most once, and is not chosen while its update waits for the server's
     step. Local training is computed when the client takes the model. Its encoded update and what it keeps if the server
@@ -77,6 +78,7 @@ class Timed(Schedule):
         # By round, these numbers at its beginning, for the rounds of which clients are under way.
         self._taken: dict[int, Tensor | None] = {}
         self._asked: set[int] = set()  # clients that took the model in this round, or whose update has arrived
+        self._declined: set[int] = set()  # clients that the selection has not chosen for free places of this round
         self._arrivals = Arrivals()
 
     def ledger(self, fleet: Fleet, deadline: float | None) -> TimedLedger:  # noqa: D102
@@ -122,7 +124,7 @@ class Timed(Schedule):
     def run(self, current: OpenRound) -> None:  # noqa: D102
         ledger, current.expected = current.ledger, self.expected()
         assert isinstance(ledger, TimedLedger)
-        self._asked, self._arrivals = set(), Arrivals()
+        self._asked, self._declined, self._arrivals = set(), set(), Arrivals()
         self._taken[current.round] = self._steps_D
         self.begin_taking(current.round)
         clock = self.real_clock if current.elsewhere else self._simulated_clock
@@ -147,6 +149,7 @@ class Timed(Schedule):
             choosable = reachable[self._free()[reachable]]
             tasks = current.choose(self._draw, choosable, places) if len(choosable) else []
             if not tasks:
+                self._declined.update(choosable.tolist())
                 return
             self._draw += 1
             self._asked.update(task.client for task in tasks)
@@ -161,10 +164,14 @@ class Timed(Schedule):
         return free
 
     def _next_reach(self, current: OpenRound, ledger: TimedLedger) -> float:
-        """Return the next time at which a client comes within reach that can take a free place."""
+        """Return the next time at which a client comes within reach that can take a free place.
+
+        A client that the selection has declined in this round does not count.
+        """
         if len(self._flights) >= self._places or ledger.fleet.always:
             return math.inf
         absent = self._free()
+        absent[list(self._declined)] = False
         absent[ledger.fleet.reachable(current.round, ledger.now)] = False
         return ledger.fleet.next_reachable(current.round, ledger.now, absent)
 
