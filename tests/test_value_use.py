@@ -57,9 +57,22 @@ def test_the_most_valuable_clients_are_selected_and_some_are_drawn() -> None:
     # Client 4 and others without a value have the mean, 3.25; ties by id.
     assert policy.select(1, Answers(0, 1)) == [0, 2, 4, 5]
     policy.explore = 0.3
-    drawn = policy.select(1, Answers(0, 1))
-    assert len(drawn) == 4
-    assert drawn[2:] == [client for client in (0, 2, 4, 5, 6, 7) if client not in drawn[:2]][:2]
+    drawn = uniform(policy, 1)[:2]  # the first numbers of the same generator
+    cohort = policy.select(1, Answers(0, 1))
+    assert [client for client in cohort if client not in drawn] == [
+        client for client in (0, 2, 4, 5) if client not in drawn
+    ][:2]
+    assert {*drawn} < {*cohort}
+    assert len(cohort) == 4
+
+
+def test_the_first_clients_of_a_cohort_are_drawn_with_the_share_of_the_cohort() -> None:
+    policy = ByValue(4, Given({client: 1.0 + client for client in range(10)}), explore=0.25)
+    policy.setup(Facts(sizes=(5,) * 10, cohort=4))
+    policy.end_round(0)
+    first = [policy.select(round, Answers(0, round))[0] for round in range(1, 401)]
+    # The first one is the highest, but for a quarter that is drawn: of these, 0.1 are the highest, too.
+    assert first.count(9) / 400 == pytest.approx(0.75 * 0.9 + 0.1, abs=0.07)
 
 
 def uniform(policy: ByValue, round: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
@@ -14,9 +16,10 @@ from hetfl.value import Reputation, UsesValues, Value
 class ByValue(UsesValues, Selection):
     """The m reachable clients with the highest values of earlier rounds, of which a share is drawn uniformly.
 
-    First the drawn clients are chosen, ``explore`` of m, then the highest of the others, ties by id. A client without a
-    value has the mean of the known ones; before there are values, all clients are drawn. Without drawn clients, the
-    first cohort could take part forever, as nobody else ever gets a value.
+    First the drawn clients are chosen, ``explore`` of m, then the highest of the others, ties by id. The drawn clients
+    have random places in the cohort, as a schedule may take only its first clients. A client without a value has the
+    mean of the known ones; before there are values, all clients are drawn. Without drawn clients, the first cohort
+    could take part forever, as nobody else ever gets a value.
 
     Args:
         clients_per_round: size m of the cohort; with fewer reachable clients, all of these.
@@ -40,5 +43,7 @@ class ByValue(UsesValues, Selection):
             return uniformly(probe.clients, size, random)
         drawn = uniformly(probe.clients, math.ceil(self.explore * size - 1e-9), random)
         mean = sum(self.values.values()) / len(self.values)
-        others = {client: self.values.get(client, mean) for client in probe.clients if client not in set(drawn)}
-        return [*drawn, *highest(others, size - len(drawn))]
+        left = set(probe.clients).difference(drawn)
+        best = iter(highest({client: self.values.get(client, mean) for client in left}, size - len(drawn)))
+        places, explored = set(torch.randperm(size, generator=random)[: len(drawn)].tolist()), iter(drawn)
+        return [next(explored if place in places else best) for place in range(size)]
