@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,8 @@ from hetfl.selection import Uniform
 from hetfl.submodel import parameters_of
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
-from hetfl.value import LeaveOneOut, Shapley
+from hetfl.value import Individual, LeaveOneOut, Shapley
+from hetfl.value.base import finite
 from hetfl.value.shapley import exact, marginals, truncated
 from tests.conftest import small_data, small_levels, small_module
 
@@ -125,6 +127,24 @@ def test_a_coalitions_model_is_the_mean_over_its_holders(metric: Any) -> None:
     everyone = list(range(6))
     by_hand = {10 + k: worth(everyone) - worth([i for i in everyone if i != k]) for k in everyone}
     assert value.of_round() == pytest.approx(by_hand, abs=1e-6)
+
+
+def overflowing(tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return the score 1 and a loss in float32: NaN and infinity for a model with huge entries."""
+    loss = float(tensors["w"].square().sum())
+    return 1.0 + 0.0 * loss, loss
+
+
+@pytest.mark.parametrize("metric", ["score", "loss"])
+@pytest.mark.parametrize("kind", [Individual, LeaveOneOut, partial(Shapley, "exact")])
+def test_an_update_that_overflows_has_a_finite_value(kind: Callable[..., Any], metric: Any) -> None:
+    value, whole = measured(kind(metric=metric)), Part({"w": (torch.arange(7),)})
+    value.utility = overflowing
+    value.observe(DenseUpdate(torch.full((7,), 3e38)), whole, Report(16, "a", 1, 0.5))
+    values = finite(value.of_round(), "the measure", 2)
+    assert values.pop(16) == pytest.approx(-1e9)
+    assert values.keys() == set(range(10, 16))
+    assert max(abs(each) for each in values.values()) < 10
 
 
 class WithFrozen(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -19,6 +20,9 @@ from hetfl.value.cohort import Cohort
 
 Metric = Literal["score", "loss"]
 
+WORST = -1e9
+"""The least worth of a coalition, and that of one whose model has no finite score or loss."""
+
 
 class CoalitionValue(Value):
     r"""Base class of measures by the models of coalitions P of the round's clients.
@@ -27,8 +31,9 @@ class CoalitionValue(Value):
 
     with :math:`\theta` the global model at the start of the round; an entry that nobody in P holds keeps its value. The
     worth of a coalition is the headline score, or minus the loss, of its model on the server's data; static norm layers
-    use the statistics of each batch. Needs decoded updates and ``data.server_fraction`` above 0; clients send nothing
-    for it.
+    use the statistics of each batch. A worth below -1e9, or one that is not finite, counts as -1e9: the update of one
+    client may be so large that the model overflows. Needs decoded updates and ``data.server_fraction`` above 0; clients
+    send nothing for it.
 
     Args:
         metric: ``score``: the objective's headline, turned so that larger is better; ``loss``: minus the loss.
@@ -85,7 +90,8 @@ class CoalitionValue(Value):
         steps = self.cohort.whole.layout.views(step_D)
         model = {name: begun + steps[name].to(begun) for name, begun in self._begun.items()}
         score, loss = self.utility(model)
-        return score if self.metric == "score" else -loss
+        worth = score if self.metric == "score" else -loss
+        return max(worth, WORST) if math.isfinite(worth) else WORST
 
     def of_round(self) -> dict[int, float]:  # noqa: D102
         if self._values is None:
