@@ -105,6 +105,13 @@ def test_colluding_clients_send_what_numpy_makes_of_the_honest_updates(levels: s
     assert set(SHAPES) == set(steps)
 
 
+def test_a_hostile_majority_stays_hostile() -> None:
+    attack = ALittleIsEnough(HolderMean(), share=0.5)
+    distances = [attack.distance(10 - hostile, hostile) for hostile in range(3, 9)]
+    assert distances[:3] == pytest.approx([NormalDist().inv_cdf(share) for share in (4 / 7, 4 / 6, 4 / 5)])
+    assert distances[3:] == pytest.approx([NormalDist().inv_cdf(share) for share in (3 / 4, 2 / 3, 1 / 2)])
+
+
 def test_the_aggregator_under_attack_may_ask_clients_and_value_them(fit: Callable[..., Trainer]) -> None:
     attacked = ALittleIsEnough(ValueMean(FeatureInformation()), share=0.25)
     trainer = fit(small_module(aggregator=attacked, selection=Uniform(12)), rounds=2, limit_val_batches=0)

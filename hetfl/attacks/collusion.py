@@ -130,7 +130,8 @@ class ALittleIsEnough(Collusion):
 
     .. math:: z = \Phi^{-1}\Bigl(\frac{n - m - s}{n - m}\Bigr), \qquad s = \lfloor n / 2 + 1 \rfloor - m
 
-    Baruch, Baruch, Goldberg: A Little Is Enough, NeurIPS 2019 (arXiv 1902.06156), algorithm 3.
+    Where hostile updates are the majority, s is 1. Baruch, Baruch, Goldberg: A Little Is Enough, NeurIPS 2019
+    (arXiv 1902.06156), algorithm 3.
 
     Args:
         aggregator: the aggregator under attack.
@@ -162,7 +163,7 @@ class ALittleIsEnough(Collusion):
         """
         if self.z is not None:
             return self.z
-        needed = (honest + hostile) // 2 + 1 - hostile
+        needed = max(1, (honest + hostile) // 2 + 1 - hostile)
         share = (honest - needed) / honest if honest else 0.0
         return NormalDist().inv_cdf(share) if 0.0 < share < 1.0 else 0.0
 
