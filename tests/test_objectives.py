@@ -241,6 +241,7 @@ def test_a_net_that_sees_the_next_token_is_refused_only_where_it_must_predict_it
         plain.check_predictions(both, inputs, targets)
     with pytest.raises(ConfigurationError, match="a causal net"):
         plain.check_predictions(lambda x: both(x["tokens"]), {"tokens": inputs}, targets)
+    plain.check_predictions(lambda x: both(x["ids"]), {"ids": inputs}, targets)  # which input is shifted is unknown
 
 
 def test_the_score_of_masked_tokens_is_not_called_a_perplexity_of_the_text() -> None:

@@ -107,7 +107,7 @@ class LanguageModelling(Objective):
         Raises:
             ConfigurationError: the targets are the following tokens, and outputs depend on later tokens.
         """
-        tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
+        tokens = inputs.get("tokens") if isinstance(inputs, dict) else inputs
         if self.masked is not None or not isinstance(tokens, Tensor) or tokens.shape != targets.shape:
             return
         following, wanted = tokens[:, 1:], targets[:, :-1]
