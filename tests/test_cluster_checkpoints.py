@@ -64,6 +64,18 @@ def test_a_checkpoint_of_five_models_is_evaluated_with_one_configured(five: Five
     assert same(tested, one)
 
 
+@pytest.mark.parametrize("clients", [5, 12])
+def test_a_checkpoint_of_one_cluster_is_evaluated_on_data_of_other_clients(
+    fit: Fit, tmp_path: Path, clients: int
+) -> None:
+    fit(clustered(ClusteredFL()), grouped(), rounds=1, limit_val_batches=0).save_checkpoint(tmp_path / "one.ckpt")
+    other, path = clustered(ClusteredFL()), str(tmp_path / "one.ckpt")
+    again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    again.test(other, small_data(num_clients=clients), ckpt_path=path, verbose=False, weights_only=True)
+    assert other.clustering.assigned == [0] * clients
+    assert other.clustering.history == [(0, client, 0) for client in range(clients)]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_evaluation_asks_no_client_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
     def make() -> FederatedModule:

@@ -1,4 +1,4 @@
-"""Download bytes of an evaluation with several models: a client downloads each needed model once."""
+"""Costs of several models: each needed model is downloaded once, and clusters are counted once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hetfl import wire
-from hetfl.clustering import IFCA, Clustering, ClusterProbe
+from hetfl.clustering import IFCA, Clustering, ClusterProbe, OneCluster
 from hetfl.fleet import CsvFleet
+from hetfl.piece import Facts
 from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
@@ -40,3 +41,16 @@ def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path
     assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
     assert table["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
     assert table["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]
+
+
+def test_the_largest_cluster_is_counted_anew_after_a_change_alone() -> None:
+    clustering = OneCluster()
+    clustering.setup(Facts((5,) * 6))
+    for client, cluster in ((0, 2), (1, 1), (2, 1), (3, 2), (3, 3), (2, 3)):
+        clustering.put(0, client, cluster)
+        sizes = [clustering.assigned.count(each) for each in range(4)]
+        assert clustering.largest == sizes.index(max(sizes))
+    clustering.assigned = [9] * 6  # nothing counts them while no client changes its cluster
+    assert clustering.largest == 3
+    clustering.setup(Facts((5,) * 3))
+    assert clustering.largest == 0

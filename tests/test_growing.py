@@ -12,10 +12,10 @@ import torch
 from lightning import Trainer
 
 from hetfl.errors import ConfigurationError
-from hetfl.fleet import Growing, GrowingOnPlateau
+from hetfl.fleet import Growing, GrowingOnPlateau, SelfPruned
 from hetfl.piece import Facts
 from hetfl.types import Report
-from tests.conftest import small_levels, small_module
+from tests.conftest import small_data, small_levels, small_module
 
 Fit = Callable[..., Trainer]
 FACTS = Facts((9,) * 6, 0, ("a", "b", "c"))
@@ -77,6 +77,32 @@ def test_a_resumed_run_has_the_same_levels_and_bits(fit: Fit, tmp_path: Path) ->
         assert torch.equal(column, resumed.callback_metrics[name]), name
     for p, q in zip(whole.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("make", [GrowingOnPlateau, SelfPruned])
+def test_clients_of_other_data_begin_without_steps(make: Callable[[], Any]) -> None:
+    assignment, other, fresh = make(), make(), make()
+    assignment.setup(FACTS)
+    assignment.begin_round(3, 0.1)
+    assignment.steps += 1
+    for each in (other, fresh):
+        each.setup(Facts((9,) * 9, 0, FACTS.levels))
+    other.load_state_dict(assignment.state_dict())
+    assert other.levels(3) == fresh.levels(3) == list("aaabbbccc")
+    assert other.columns() == fresh.columns()
+    other.observe(None, None, Report(8, "c", 9, 1.0, extras={"tail_change": 0.0}))
+
+
+def test_a_checkpoint_is_evaluated_on_data_of_other_clients(fit: Fit, tmp_path: Path) -> None:
+    def module() -> Any:
+        return small_module(levels=small_levels(1.0, 0.5, 0.25), assignment=GrowingOnPlateau(1, 0.2))
+
+    fit(module(), rounds=2, limit_val_batches=0).save_checkpoint(tmp_path / "two.ckpt")
+    tester = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_model_summary=False)
+    for clients in (9, 15):
+        data, path = small_data(num_clients=clients), str(tmp_path / "two.ckpt")
+        (columns,) = tester.test(module(), datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+        assert "test/accuracy" in columns
 
 
 def test_wrong_settings_are_refused() -> None:

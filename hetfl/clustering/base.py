@@ -81,12 +81,13 @@ class Clustering(Piece):
         self.assigned: list[int] = []
         self.history: list[tuple[int, int, int]] = []
         self._training = False
+        self._largest: int | None = None  # until a client changes its cluster
 
     def setup(self, facts: Facts) -> None:
         """Set the number of clients; if it has changed, no client has a cluster yet."""
         self._training = facts.rounds is not None
         if len(self.assigned) != facts.num_clients:
-            self.assigned, self.history = [UNKNOWN] * facts.num_clients, []
+            self.assigned, self.history, self._largest = [UNKNOWN] * facts.num_clients, [], None
 
     @abstractmethod
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
@@ -101,7 +102,7 @@ class Clustering(Piece):
     def put(self, round: int, client: int, cluster: int) -> None:
         """Set a client's cluster."""
         if self.assigned[client] != cluster:
-            self.assigned[client] = cluster
+            self.assigned[client], self._largest = cluster, None
             self.history.append((round, client, cluster))
 
     def cluster_of(self, client: int) -> int:
@@ -120,8 +121,10 @@ class Clustering(Piece):
     @property
     def largest(self) -> int:
         """The cluster with the most known members; of several, the one with the smallest number."""
-        sizes = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
-        return min(sizes, key=lambda cluster: (-sizes[cluster], cluster), default=0)
+        if self._largest is None:
+            sizes = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
+            self._largest = min(sizes, key=lambda cluster: (-sizes[cluster], cluster), default=0)
+        return self._largest
 
     def several(self, models: int) -> bool:
         """Return whether there are several models, or may be later.
@@ -171,8 +174,13 @@ class Clustering(Piece):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load every client's cluster, from any policy; for training with the same policy, also its state."""
-        self.assigned = state["assigned"].tolist()
+        """Load every client's cluster, from any policy; for training with the same policy, also its state.
+
+        Clients of other data than the checkpoint's keep the clusters that they have.
+        """
+        if self.assigned and len(state["assigned"]) != len(self.assigned):
+            return
+        self.assigned, self._largest = state["assigned"].tolist(), None
         self.history = [(round, client, cluster) for round, client, cluster in state["history"].tolist()]
         if self._training and state["policy"] == type(self).__name__:
             self.load_learnt(state["learnt"])

@@ -107,4 +107,5 @@ class GrowingOnPlateau(SteppingAssignment):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state)
-        self._best, self._flat = (state[name].numpy().copy() for name in ("best", "flat"))
+        if len(state["best"]) == self.num_clients:
+            self._best, self._flat = (state[name].numpy().copy() for name in ("best", "flat"))

@@ -68,6 +68,10 @@ class SteppingAssignment(LevelAssignment):
         steps = torch.from_numpy(self.steps.copy())
         return {"round": round, "levels": torch.from_numpy(levels.copy()), "steps": steps}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the state; clients of other data than the checkpoint's begin without steps."""
+        if len(state["steps"]) != self.num_clients:
+            self.steps, self._drawn, self._last = np.zeros(self.num_clients, np.int64), None, None
+            return
         self.steps = state["steps"].numpy().copy()
         self._drawn, self._last = (state["round"], state["levels"].numpy().copy()), None
