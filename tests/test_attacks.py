@@ -29,7 +29,7 @@ from hetfl.attacks import (
     hostile_clients,
 )
 from hetfl.cli import main
-from hetfl.data import Digits
+from hetfl.data import Digits, LabelNoise
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import DiscountedUCB, Fixed
 from hetfl.hooks import DeltaContext
@@ -77,6 +77,20 @@ def test_a_share_draws_the_same_clients_for_all_attacks() -> None:
     assert {c for c in range(10) if labels.describe(c, 10) == "flipped labels"} == drawn
     assert widest.levels(0) == ["a" if client in drawn or client < 5 else "b" for client in range(10)]
     assert hostile_clients(None, 0.5, 10) > drawn
+
+
+def test_hostile_clients_and_noise_shares_are_drawn_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*names: object) -> torch.Generator:
+        calls.append(names)
+        return generator(*names)
+
+    monkeypatch.setattr("hetfl.attacks.hostile.generator", counted)
+    monkeypatch.setattr("hetfl.data.label_noise.named_generator", counted)
+    for transform in (LabelFlip(share=0.3), Backdoor(share=0.3), LabelNoise(between=(0.1, 0.4))):
+        assert len({transform.describe(client, 311) for client in range(311)}) > 1
+    assert sorted(calls) == [(0, "hostile clients", 311), (0, "label noise", 311)]
 
 
 @pytest.mark.parametrize("levels", ["a" * 8, "abcabcab"])

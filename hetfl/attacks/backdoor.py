@@ -16,9 +16,10 @@ from hetfl.errors import ConfigurationError
 class Backdoor(ClientTransform):
     """Hostile clients put a white patch into some of their training images, and give these the label of a target.
 
-    The patch is a square in the lower right corner. The samples are the first ones of a client. Held-out and test
-    samples stay clean: :meth:`patched` makes samples to measure the attack with. Gu, Dolan-Gavitt, Garg: BadNets
-    (arXiv 1708.06733); in federated learning Bagdasaryan et al., AISTATS 2020.
+    The patch is a square in the lower right corner. The samples are the first ones of a client. Test samples and
+    those of ``val_fraction`` stay clean; those that a client holds out (``client_val_fraction``) do not.
+    :meth:`patched` makes samples to measure the attack with. Gu, Dolan-Gavitt, Garg: BadNets (arXiv 1708.06733); in
+    federated learning Bagdasaryan et al., AISTATS 2020.
 
     Args:
         target: the label of samples with the patch.

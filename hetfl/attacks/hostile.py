@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -46,5 +47,10 @@ def hostile_clients(clients: Sequence[int] | None, share: float | None, num_clie
         if max(clients, default=0) >= num_clients:
             raise ConfigurationError(f"Expected hostile clients below {num_clients} but got {max(clients)}")
         return frozenset(clients)
+    return _drawn(round((share or 0.0) * num_clients), num_clients)
+
+
+@lru_cache(maxsize=8)
+def _drawn(count: int, num_clients: int) -> frozenset[int]:
     order = torch.randperm(num_clients, generator=generator(0, "hostile clients", num_clients))
-    return frozenset(order[: round((share or 0.0) * num_clients)].tolist())
+    return frozenset(order[:count].tolist())

@@ -14,7 +14,8 @@ from hetfl.data.client_transform import ClientTransform
 class LabelFlip(ClientTransform):
     r"""Hostile clients have the label :math:`K - 1 - y` in place of y in all their training samples.
 
-    Held-out and test samples keep their labels. Fang, Cao, Jia, Gong: Local Model Poisoning Attacks to Byzantine-Robust
+    The samples of ``val_fraction`` and test samples keep their labels; those that a client holds out
+    (``client_val_fraction``) have changed ones. Fang, Cao, Jia, Gong: Local Model Poisoning Attacks to Byzantine-Robust
     Federated Learning, USENIX Security 2020 (arXiv 1911.11815).
 
     Args:

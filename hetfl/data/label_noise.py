@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ class LabelNoise(ClientTransform):
     r"""Replaces a share of each client's training labels by labels drawn uniformly from all K classes.
 
     Of n labels of client i, :math:`\mathrm{round}(s_i n)` are replaced, so a share :math:`s_i (K - 1) / K` is wrong on
-    average. The samples are drawn at random, once. Held-out samples, test samples and the server's samples keep their
-    labels: accuracies are those on true labels. A method with rules about a client's labels sees the replaced ones.
+    average. The samples are drawn at random, once. The samples of ``val_fraction``, test samples and the server's
+    samples keep their labels: accuracies are those on true labels. Those that a client holds out
+    (``client_val_fraction``) have changed labels. A method with rules about a client's labels sees the replaced ones.
 
     Args:
         shares: s; client i has the entry ``i mod len(shares)``.
@@ -45,8 +47,7 @@ class LabelNoise(ClientTransform):
             return float(self.shares[client % len(self.shares)])
         assert self.between is not None
         low, high = self.between
-        random = named_generator(0, "label noise", num_clients)
-        return low + (high - low) * float(torch.rand(num_clients, dtype=torch.float64, generator=random)[client])
+        return low + (high - low) * _uniform(num_clients)[client]
 
     def relabel(  # noqa: D102
         self, targets: Tensor, client: int, num_clients: int, num_classes: int, generator: torch.Generator
@@ -63,3 +64,10 @@ class LabelNoise(ClientTransform):
     def describe(self, client: int, num_clients: int) -> str:  # noqa: D102
         share = self.share(client, num_clients)
         return f"{100 * share:.3g} % random labels" if share else "clean"
+
+
+@lru_cache(maxsize=8)
+def _uniform(num_clients: int) -> tuple[float, ...]:
+    """Return a number in [0, 1) for each client."""
+    random = named_generator(0, "label noise", num_clients)
+    return tuple(torch.rand(num_clients, dtype=torch.float64, generator=random).tolist())

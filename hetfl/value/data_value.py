@@ -51,7 +51,8 @@ class DataValue(Value):
 
     def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
         if self.again:
-            self.values = {client: value for client, value in self.values.items() if client not in cohort}
+            present = set(cohort)
+            self.values = {client: value for client, value in self.values.items() if client not in present}
         if asked := sorted(client for client in cohort if client not in self.values):
             self.values |= self.measured(asked, probe)
 
