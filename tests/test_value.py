@@ -56,6 +56,18 @@ def test_the_cosine_with_the_others_has_its_values_by_hand() -> None:
     assert list(without.values()) == pytest.approx([-0.316228, 0.0, -0.948683], abs=1e-6)
 
 
+def test_only_updates_of_the_same_global_model_are_compared() -> None:
+    """Client 0 trains both models: 0.8 in model 0, and 0 in model 1."""
+    value, whole = GradientCosine(), Part({"w": (torch.arange(2),)})
+    value.setup(Facts(sizes=[3] * 3, parameters={"w": torch.zeros(2)}))
+    for round in range(2):  # nothing of the first round is left in the second
+        value.begin_round(round, 0.1)
+        for client, model, update in ((0, 0, [1.0, 0.0]), (1, 0, [0.8, 0.6]), (0, 1, [0.0, 2.0]), (2, 1, [3.0, 0.0])):
+            value.observe(DenseUpdate(torch.tensor(update)), whole, Report(client, "a", 3, 0.5, model=model))
+        assert value.of_round() == pytest.approx({0: 0.4, 1: 0.8, 2: 0.0})
+        value.end_round(round)
+
+
 @given(st.integers(0, 10_000))
 def test_the_cosine_is_over_the_entries_that_others_hold(seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.types import Report
@@ -17,8 +19,9 @@ class GradientCosine(Value):
         \bar u_{-k, j} = \frac{1}{|H_j| - 1} \sum_{i \in H_j, i \ne k} u_{i, j}
 
     The client itself is left out of the mean, which would otherwise favour clients of small cohorts. A client that
-    shares no entry, or whose update or mean is zero, has the value 0. Needs decoded updates, and leaks nothing beyond
-    them. A client can raise its value by predicting the others' mean, so do not pay by it.
+    shares no entry, or whose update or mean is zero, has the value 0. With several global models, the others
+    are those that train the same model, and a client that trains several has the mean. Needs decoded updates, and leaks
+    nothing beyond them. A client can raise its value by predicting the others' mean, so do not pay by it.
 
     Args:
         leave_out: whether the client is left out of the mean.
@@ -26,24 +29,20 @@ class GradientCosine(Value):
 
     def __init__(self, leave_out: bool = True) -> None:
         self.leave_out = leave_out
-        self._cohort: Cohort | None = None
+        self._cohorts: dict[int, Cohort] = {}  # by global model, the updates of the round
         self._values: dict[int, float] | None = None  # of the round, once they are known
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
-        self._cohort = Cohort(facts.parameters)
+        self._parameters, self._cohorts = facts.parameters, {}
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.cohort.clear()
+        self._clear()
         self._values = None
 
-    @property
-    def cohort(self) -> Cohort:
-        """The updates of the round."""
-        assert self._cohort is not None, "setup comes first"
-        return self._cohort
-
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        self.cohort.add(update, index, report)
+        if report.model not in self._cohorts:
+            self._cohorts[report.model] = Cohort(self._parameters)
+        self._cohorts[report.model].add(update, index, report)
 
     def of_round(self) -> dict[int, float]:  # noqa: D102
         if self._values is None:
@@ -51,9 +50,17 @@ class GradientCosine(Value):
         return dict(self._values)
 
     def _measured(self) -> dict[int, float]:
-        total_D, holders_D = self.cohort.sums({member.report.client: 1.0 for member in self.cohort.members})
+        values = defaultdict[int, list[float]](list)
+        for cohort in self._cohorts.values():
+            for client, value in self._cosines(cohort).items():
+                values[client].append(value)
+        return {client: sum(each) / len(each) for client, each in values.items()}
+
+    def _cosines(self, cohort: Cohort) -> dict[int, float]:
+        """Return the values of the clients that have trained one global model."""
+        total_D, holders_D = cohort.sums({member.report.client: 1.0 for member in cohort.members})
         values, own = {}, float(self.leave_out)
-        for member in self.cohort.members:
+        for member in cohort.members:
             positions = member.entries.positions(total_D)
             others = holders_D[positions] - own
             shared = others > 0
@@ -63,4 +70,8 @@ class GradientCosine(Value):
 
     def end_round(self, round: int) -> None:
         """Forget the round's updates."""
-        self.cohort.clear()
+        self._clear()
+
+    def _clear(self) -> None:
+        for cohort in self._cohorts.values():
+            cohort.clear()
