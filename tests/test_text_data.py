@@ -77,10 +77,20 @@ def test_a_text_is_cut_into_samples_of_neighbouring_words(tmp_path: Path, target
     assert abs(len(first) - len(second)) <= 1
 
 
+def test_tokens_of_a_text_are_masked_where_they_are_the_targets(tmp_path: Path) -> None:
+    module = text_file(tmp_path, targets="same")
+    assert module.objective.headline.name == "masked_perplexity"
+    inputs, targets = module.objective.trial(*module.first(1))
+    assert inputs.tolist() == [[6] * 4]  # behind the vocabulary
+    assert targets.tolist() == [[2, 3, 4, 5]]
+    assert text_file(tmp_path).objective.headline.name == "perplexity"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"length": 0}, "a length of at least 1 token but got 0"),
+        ({"targets": "Next"}, "targets to be next or same but got 'Next'"),
         ({"vocabulary": 2}, "a vocabulary of at least 3 tokens but got 2"),
         ({"length": 50}, "at least 101 words in .*train.txt, 50 for each of 2 clients, but got 80"),
         ({"encoding": "klingon"}, "a text file in .*train.txt but got: unknown encoding: klingon"),

@@ -98,6 +98,7 @@ def test_the_best_perplexity_of_a_markov_text_is_its_number_of_successors() -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"targets": "Same"}, "targets to be next or same but got 'Same'"),
         ({"length": 0}, "length of at least 1 but got 0"),
         ({"test_rows": 0}, "test_rows of at least 1 but got 0"),
         ({"num_clients": 6}, "rows for each client, but got 6 clients and 5 rows"),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.windows import Targets, windows
+from hetfl.data.windows import Targets, language_objective, windows
 from hetfl.data.words import UNKNOWN, Vocabulary, text_in, words_of
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import LanguageModelling
@@ -22,7 +23,8 @@ class TextFile(FederatedDataModule):
     The vocabulary is the most frequent words of the training text. Words outside it are token 1, and are ignored as
     targets. The size of the vocabulary is the ``num_classes`` of a net. It is also its ``vocab_size``, which is one
     larger for masked language modelling. With ``by_place`` client k has the k-th part of the text, as in the experiment
-    of HeteroFL on WikiText-2; otherwise the partitioner decides.
+    of HeteroFL on WikiText-2; otherwise the partitioner decides. With ``targets: same`` the default objective masks 15
+    % of the tokens and counts all of them; the token in their place is the number of tokens.
 
     Args:
         path: the training text.
@@ -53,7 +55,7 @@ class TextFile(FederatedDataModule):
         if length < 1:
             raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
         self.path, self.test_path, self.encoding = path, test_path, encoding
-        self.vocabulary, self.length, self.targets = vocabulary, length, targets
+        self.vocabulary, self.length, self.targets = vocabulary, length, choice("targets", targets, Targets)
         self.by_place, self.clients = by_place, num_clients
 
     def load(self) -> Arrays:  # noqa: D102
@@ -66,7 +68,7 @@ class TextFile(FederatedDataModule):
             self.vocabulary,
             train_clients=self._owners(len(train)),
             test_clients=self._owners(len(test)),
-            objective=LanguageModelling(),
+            objective=language_objective(self.targets, self.vocabulary),
         )
 
     def _words(self, path: str) -> list[str]:

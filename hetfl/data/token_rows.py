@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.data.arrays import Arrays
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.windows import Targets, windows
+from hetfl.data.windows import Targets, language_objective, windows
 from hetfl.errors import ConfigurationError
-from hetfl.objectives import LanguageModelling
 from hetfl.seeding import generator
-
-MASKED = 0.15
-"""Fraction of masked tokens in HeteroFL's experiment."""
 
 
 class Text(NamedTuple):
@@ -69,8 +66,8 @@ class TokenRows(FederatedDataModule):
             raise ConfigurationError(
                 f"Expected at least one client, and rows for each client, but got {num_clients} clients and {rows} rows"
             )
-        self.length, self.targets, self.rows, self.test_rows = length, targets, rows, test_rows
-        self.clients = num_clients
+        self.length, self.rows, self.test_rows, self.clients = length, rows, test_rows, num_clients
+        self.targets = choice("targets", targets, Targets)
 
     @abstractmethod
     def text(self) -> Text:
@@ -91,8 +88,7 @@ class TokenRows(FederatedDataModule):
                 )
         train, row = windows(text.train, self.length, self.targets, self.rows)
         test, _ = windows(text.test, self.length, self.targets, self.test_rows)
-        masked = LanguageModelling(masked=MASKED, mask_token=text.size, only_masked=False)
-        objective = LanguageModelling() if self.targets == "next" else masked
+        objective = language_objective(self.targets, text.size)
         return Arrays(train, test, text.size, train_clients=self._owners()[row], objective=objective)
 
     def _owners(self) -> Tensor:

@@ -8,9 +8,25 @@ import torch
 from torch import Tensor
 
 from hetfl.data.arrays import ClientData
+from hetfl.objectives import LanguageModelling
 
 Targets = Literal["next", "same"]
 """The targets of a sample: the following token at each position, or the token itself."""
+
+MASKED = 0.15
+"""Fraction of masked tokens in HeteroFL's experiment."""
+
+
+def language_objective(targets: Targets, size: int) -> LanguageModelling:
+    """Return the default objective of a text: the following tokens, or masked tokens, of which all count.
+
+    Args:
+        targets: which tokens the targets are.
+        size: number of tokens V of the vocabulary; V is the token in place of a masked one.
+    """
+    if targets == "next":
+        return LanguageModelling()
+    return LanguageModelling(masked=MASKED, mask_token=size, only_masked=False)
 
 
 def windows(tokens: Tensor, length: int, targets: Targets, rows: int = 1) -> tuple[ClientData, Tensor]:
