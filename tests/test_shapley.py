@@ -25,6 +25,7 @@ from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
 from hetfl.submodel import parameters_of
+from hetfl.trainer.utility import Utility
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 from hetfl.value import Individual, LeaveOneOut, Shapley
@@ -176,6 +177,25 @@ def test_a_candidate_has_the_frozen_parameters_and_buffers_of_the_global_model(f
     utility = facts_of(module, data, 1).utility
     assert utility is not None
     assert utility(parameters_of(module.net)) == pytest.approx(expected)
+
+
+def test_the_servers_samples_are_in_no_batch_of_one(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = small_module(FedAvg, levels=small_levels(1.0)), small_data(server_fraction=0.2)
+    fit(module, data, rounds=1, limit_val_batches=0)
+    utility, server = facts_of(module, data, 1).utility, data.server_data
+    assert isinstance(utility, Utility)
+    assert server is not None
+    monkeypatch.setattr("hetfl.trainer.utility.BATCH", (len(server) - 1) // 2)
+    sizes, predict = list[int](), utility.predict
+
+    def counted(net: nn.Module, inputs: Any) -> Tensor:
+        sizes.append(len(inputs))
+        return predict(net, inputs)
+
+    monkeypatch.setattr(utility, "predict", counted)
+    utility(parameters_of(module.net))
+    assert sum(sizes) == len(server)
+    assert min(sizes) > 1
 
 
 def test_wrong_settings_and_missing_data_are_refused(fit: Fit) -> None:

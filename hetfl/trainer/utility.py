@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hetfl.local.training import batches
+from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import LevelScores, Objective
 from hetfl.piece import ServerData
@@ -77,7 +77,7 @@ class Utility:
             layer.train()
         scores = LevelScores([self.level], self.objective, self.size).to(self.models.like.device)
         random = generator(0, "utility")
-        for positions in torch.arange(len(self.data)).split(BATCH):
+        for positions in cut(torch.arange(len(self.data)), BATCH):
             inputs, targets = self._batch(positions, random)
             scores.update({self.level: self.predict(net, inputs)}, targets)
         columns, headline = scores.compute("server"), self.objective.headline
