@@ -61,6 +61,7 @@ def test_a_test_file_and_chosen_features_are_read(tmp_path: Path) -> None:
         ({"target": "sick"}, r"\['where'\] have other values"),
         ({"target": "sick", "client": "where", "path": "nowhere.csv"}, "Expected a CSV file in nowhere.csv"),
         ({"target": "sick", "client": "where", "test_fraction": 0.0}, "test_fraction in"),
+        ({"target": "sick", "client": "where", "test_fraction": 1e-9}, r"some of .* samples \(test_fraction\) but"),
         ({"target": "sick", "features": []}, r"at least one column in features, or null for all .* but got \[\]"),
         ({"target": "sick", "features": ["half", "sick"]}, "features without the target but got 'sick' in features"),
     ],

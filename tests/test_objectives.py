@@ -298,6 +298,7 @@ def test_targets_that_the_outputs_cannot_predict_are_refused(
         (lambda: Classification(class_weights=[1.0, 0.0]), "class_weights above 0"),
         (lambda: Classification(label_smoothing=1.0), r"label_smoothing in \[0, 1\)"),
         (lambda: Classification(top_k=1), "top_k of at least 2"),
+        (lambda: Classification(headline="f1"), "headline to be accuracy or macro_f1 but got 'f1'"),  # type: ignore[arg-type]
         (lambda: MultiLabel(positive_weights=[-1.0]), "positive_weights above 0"),
         (lambda: Regression(scale=0.0), "scale above 0"),
         (lambda: LanguageModelling(masked=1.0, mask_token=3), r"masked in \(0, 1\)"),

@@ -98,7 +98,7 @@ class CSVData(FederatedDataModule):
         columns = replace(self.columns, features=self.columns.features_of(table, self.path))
         table = usable_rows(table, columns, self.path, self.drop_unusable)
         if self.test_path is None:
-            kept, held_out = hold_out(len(table), self.test_fraction, generator(0, "test"))
+            kept, held_out = hold_out(len(table), self.test_fraction, generator(0, "test"), "test_fraction")
             train, test = table.iloc[kept.numpy()], table.iloc[held_out.numpy()]
         else:
             train = table

@@ -12,10 +12,14 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.objectives.base import Objective, expected_targets
 from hetfl.runs.headline import Headline
 from hetfl.tree import on_device
+
+Headlines = Literal["accuracy", "macro_f1"]
+"""The score by which models are compared."""
 
 
 class Classification(Objective):
@@ -33,7 +37,8 @@ class Classification(Objective):
         headline: the score by which models are compared.
 
     Raises:
-        ConfigurationError: a weight is not positive, the smoothing is outside [0, 1), or k is below 2.
+        ConfigurationError: a weight is not positive, the smoothing is outside [0, 1), k is below 2, or the headline is
+            unknown.
     """
 
     target_dims: ClassVar[int] = 1
@@ -46,7 +51,7 @@ class Classification(Objective):
         label_smoothing: float = 0.0,
         top_k: int | None = None,
         macro_f1: bool = False,
-        headline: Literal["accuracy", "macro_f1"] = "accuracy",
+        headline: Headlines = "accuracy",
     ) -> None:
         if class_weights is not None and not all(0 < weight < math.inf for weight in class_weights):
             raise ConfigurationError(f"Expected class_weights above 0 but got {list(class_weights)}")
@@ -56,8 +61,8 @@ class Classification(Objective):
             raise ConfigurationError(f"Expected top_k of at least 2 or null but got {top_k}")
         self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         self.label_smoothing, self.top_k, self.macro_f1 = label_smoothing, top_k, macro_f1
-        titles = {"accuracy": "", "macro_f1": "macro F1"}
-        self.headline = Headline(headline, title=titles[headline])
+        title = "" if choice("headline", headline, Headlines) == "accuracy" else "macro F1"
+        self.headline = Headline(headline, title=title)
 
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {**super().settings(), "headline": self.headline.name}
