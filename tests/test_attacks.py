@@ -82,9 +82,9 @@ def test_a_share_draws_the_same_clients_for_all_attacks() -> None:
 def test_hostile_clients_and_noise_shares_are_drawn_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def counted(*names: object) -> torch.Generator:
-        calls.append(names)
-        return generator(*names)
+    def counted(seed: int, *names: str | int) -> torch.Generator:
+        calls.append((seed, *names))
+        return generator(seed, *names)
 
     monkeypatch.setattr("hetfl.attacks.hostile.generator", counted)
     monkeypatch.setattr("hetfl.data.label_noise.named_generator", counted)
