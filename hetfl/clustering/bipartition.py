@@ -45,6 +45,8 @@ def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
 def norms(updates: Sequence[Blocks]) -> tuple[float, float]:
     """Return the norm of the mean update, each entry averaged over the clients that cover it, and the largest norm.
 
+    Clients count equally, as in the paper, also where the aggregator weighs them by their samples.
+
     Args:
         updates: one per client.
     """
