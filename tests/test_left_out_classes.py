@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from hetfl.data import Digits, FeatureNoise, LabelShards, TensorData
+from hetfl.data import Digits, FeatureNoise, LabelNoise, LabelShards, TensorData, client_table
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import Regression
+from hetfl.trainer.writing import _data_rows
 from tests.data_cases import SPLITS, numbered, numbers, ready
 
 OUT = 3
@@ -43,6 +44,20 @@ def test_clients_without_other_classes_are_left_out() -> None:
     assert after.resident.test_owner.tolist() == owned + [-1] * (80 - len(owned))
     owners = before.resident.validation_owner[before.resident.validation.targets != OUT]
     assert after.resident.validation_owner.tolist() == [kept.index(k) if k in kept else -1 for k in owners.tolist()]
+
+
+def test_clients_that_move_up_keep_the_change_of_their_samples() -> None:
+    noise = LabelNoise(between=(0.1, 0.9))
+    given: dict[str, Any] = {"num_clients": 10, "partitioner": LabelShards(1), "val_fraction": 0.2}
+    before = ready(numbered(**given, client_transform=noise))
+    few = 1 + min(int((before.client_data(k).targets != OUT).sum()) for k in range(10))
+    with pytest.warns(UserWarning, match="are left out"):
+        after = ready(numbered(**given, client_transform=noise, left_out_classes=[OUT], min_samples=few))
+    own = [before.client_data(k).targets[before.client_data(k).targets != OUT].tolist() for k in range(10)]
+    kept = [own.index(after.client_data(k).targets.tolist()) for k in range(after.num_clients)]
+    assert kept != list(range(len(kept)))
+    assert client_table(after)["change"].tolist() == [client_table(before)["change"][k] for k in kept]
+    assert [row[-1] for row in _data_rows(after)] == [noise.amount(k, 10) for k in kept]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def without_classes(
         labels=labels,
         server=_rows(resident.server, staying(resident.server)),
         held_out=tuple(_rows(each, staying(each)) for each in own),
+        changed_as=tuple(resident.changed_as[client] for client in kept.tolist()),
     )
     return whole, kept
 

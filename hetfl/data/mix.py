@@ -67,7 +67,7 @@ def client_table(data: FederatedDataModule) -> pd.DataFrame:
     if data.client_names is not None:
         table.insert(1, "id", data.client_names)
     if data.client_transform is not None:
-        table["change"] = [data.client_transform.describe(client, len(clients)) for client in clients]
+        table["change"] = [data.client_transform.describe(*each) for each in data.resident.changed_as]
     if not data.objective.owns_labels or data.num_classes > MOST_LABELS:
         return table
     classes = pd.DataFrame(counts_NK.numpy(), columns=[f"class_{number}" for number in range(data.num_classes)])

@@ -29,6 +29,7 @@ class Resident:
         unassigned: number of training samples that the partitioner left out.
         server: the samples of the server, unchanged by client transforms.
         held_out: the training samples that each client holds out; empty: no client does.
+        changed_as: per client its number, and the number of clients, when a client transform changed its samples.
     """
 
     train: tuple[ClientData, ...]
@@ -41,6 +42,7 @@ class Resident:
     unassigned: int
     server: ClientData
     held_out: tuple[ClientData, ...] = ()
+    changed_as: tuple[tuple[int, int], ...] = ()
 
     def of_client(self, client: int, split: Samples) -> ClientData:
         """Return the samples of a client."""
@@ -71,6 +73,7 @@ class Resident:
             unassigned=split.unassigned,
             server=_take(arrays.train, split.server),
             held_out=tuple(_take(arrays.train, part) for part in split.held_out),
+            changed_as=tuple((client, len(split.train)) for client in range(len(split.train))),
         )
 
 

@@ -129,7 +129,7 @@ def _data_rows(data: FederatedDataModule) -> list[tuple[object, ...]]:
     """Return per client its samples, the divergence of its labels and the noise of its samples; None: unknown."""
     clients, transform = range(data.num_clients), data.client_transform
     divergences = divergence(class_mix(data)).tolist() if data.objective.owns_labels else [None for _ in clients]
-    noise = [0.0 if transform is None else transform.amount(client, len(clients)) for client in clients]
+    noise = [0.0 if transform is None else transform.amount(*each) for each in data.resident.changed_as]
     return list(zip(clients, data.sizes, divergences, noise, strict=True))
 
 
