@@ -185,7 +185,7 @@ def test_the_servers_samples_are_in_no_batch_of_one(fit: Fit, monkeypatch: pytes
     utility, server = facts_of(module, data, 1).utility, data.server_data
     assert isinstance(utility, Utility)
     assert server is not None
-    monkeypatch.setattr("hetfl.trainer.utility.BATCH", (len(server) - 1) // 2)
+    monkeypatch.setattr("hetfl.trainer.utility.BATCH", len(server) - 1)
     sizes, predict = list[int](), utility.predict
 
     def counted(net: nn.Module, inputs: Any) -> Tensor:
@@ -194,8 +194,7 @@ def test_the_servers_samples_are_in_no_batch_of_one(fit: Fit, monkeypatch: pytes
 
     monkeypatch.setattr(utility, "predict", counted)
     utility(parameters_of(module.net))
-    assert sum(sizes) == len(server)
-    assert min(sizes) > 1
+    assert sizes == [len(server)]
 
 
 def test_wrong_settings_and_missing_data_are_refused(fit: Fit) -> None:
