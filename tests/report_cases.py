@@ -75,13 +75,21 @@ def write_run(
     return folder
 
 
-def write_levels(folder: Path, parameters: Mapping[str, int], flops: Mapping[str, float] | None = None) -> None:
+def write_levels(
+    folder: Path,
+    parameters: Mapping[str, int],
+    flops: Mapping[str, float] | None = None,
+    densities: Mapping[str, float] | None = None,
+) -> None:
     columns = ["level", "width", "depth", "parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"]
     rows = [
         [level, 0.5, None, size, size, (flops or parameters)[level], 4 * size, 4 * size]
         for level, size in parameters.items()
     ]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "levels.csv", index=False)
+    table = pd.DataFrame(rows, columns=columns)
+    if densities is not None:
+        table["density"] = table["level"].map(densities)
+    table.to_csv(folder / "levels.csv", index=False)
 
 
 def write_clients(folder: Path, accuracies: Sequence[float | None]) -> None:

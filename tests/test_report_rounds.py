@@ -104,6 +104,22 @@ def test_without_sizes_levels_are_compared_by_name_at_a_budget(tmp_path: Path) -
     assert "The levels of a column have the same name; their sizes are unknown." in text
 
 
+def test_levels_of_different_density_have_different_sizes(tmp_path: Path) -> None:
+    folders = {name: write_run(tmp_path / name, top=top) for name, top in (("dense", 0.9), ("sparse", 0.8))}
+    for name, densities in (("dense", {"a": 1.0, "b": 0.5, "c": 0.25}), ("sparse", {"a": 0.5, "b": 0.25, "c": 0.25})):
+        write_levels(folders[name], dict.fromkeys("abc", 1000), densities=densities)
+    text = text_of({name: [folder] for name, folder in folders.items()})
+    table = cells(text, "Test accuracy of levels of nearly the same parameters, one row each")
+    assert [row[0] for row in table[1:]] == ["a", "b / a", "c / b", "c"]
+    assert table[1][1] == "90.00 %<br>a: width 0.5, 1,000 parameters, 1.00 kFLOP a sample"
+    assert table[2][2] == "80.00 %<br>a: width 0.5 × density 0.5, 500 parameters, 500 FLOP a sample"
+    write_report({name: [folder] for name, folder in folders.items()}, tmp_path / "out")
+    points = pd.read_csv(tmp_path / "out/plots/accuracy_over_size.csv")
+    assert points.iloc[:, 3].tolist() == [0.25, 0.5, 1.0, 0.25, 0.25, 0.5]
+    summary = pd.read_csv(tmp_path / "out/summary.csv").set_index(["group", "part"])
+    assert summary.loc[("sparse", "a"), ["parameters", "training_flops"]].tolist() == [500, 500]
+
+
 def test_a_level_without_a_width_is_described_without_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "g", levels="a")
     write_levels(folder, {"a": 1000})

@@ -139,8 +139,9 @@ def _method(group: Group) -> str:
 def _levels(group: Group) -> str:
     for run in group.runs:
         if run.level_table is not None:
-            sizes = zip(run.level_table["level"], run.level_table["parameters"], strict=True)
-            return brief(", ".join(f"{level}: {int(size):,} parameters" for level, size in sizes))
+            table = run.level_table
+            sizes = zip(table["level"], table["parameters"] * table["density"], strict=True)
+            return brief(", ".join(f"{level}: {round(size):,} parameters" for level, size in sizes))
     return ", ".join(level for level in group.runs[0].levels) or "unknown"
 
 

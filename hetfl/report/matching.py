@@ -16,7 +16,7 @@ TOLERANCE = 1.25
 """Levels are matched if their costs differ by at most this factor."""
 
 BY = {"parameters": "parameters", "training_flops": "FLOPs per training sample"}
-"""Columns of ``levels.csv`` by which levels can be matched, and their names in texts."""
+"""Columns of ``levels.csv`` by which levels can be matched, and their names in texts; see :func:`level_sizes`."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,21 @@ class LevelRow:
 def level_sizes(group: Group) -> dict[str, dict[str, float]] | None:
     """Return the numbers of ``levels.csv`` by level and column, NaN for empty cells; None if no run has the file.
 
+    The file has the parameters and FLOPs of the net of a level. Here they are multiplied by the density of the level,
+    so they are those of the entries that a client holds.
+
     Raises:
         ConfigurationError: the file has no levels, or a level whose cost is not above 0.
     """
     for run in group.runs:
         if run.level_table is not None:
-            if run.level_table.empty or not (run.level_table[list(BY)] > 0).all(axis=None):
-                raise ConfigurationError(
-                    f"Expected levels with parameters and training_flops above 0 in {run.folder / 'levels.csv'} "
-                    "but got others or none"
-                )
             numbers = run.level_table.set_index("level").apply(pd.to_numeric, errors="coerce")
+            numbers[list(BY)] = numbers[list(BY)].mul(numbers["density"], axis="index")
+            if numbers.empty or not (numbers[list(BY)] > 0).all(axis=None):
+                raise ConfigurationError(
+                    f"Expected levels with parameters, training_flops and density above 0 in "
+                    f"{run.folder / 'levels.csv'} but got others or none"
+                )
             return {str(level): {str(k): float(v) for k, v in row.items()} for level, row in numbers.iterrows()}
     return None
 

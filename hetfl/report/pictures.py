@@ -126,14 +126,16 @@ def _known(bands: Mapping[str, Band | None]) -> dict[str, Band]:
 def _by_size(material: Material, group: Group, column: str) -> Band | None:
     known = level_sizes(group)
     assert known is not None  # levels are matched by cost only if all groups have sizes
-    spreads = {
-        sizes[column]: spread for level, sizes in known.items() if (spread := material.final(group, level)) is not None
-    }
-    if not spreads:
+    points = [
+        (sizes[column], spread)
+        for level, sizes in known.items()
+        if (spread := material.final(group, level)) is not None
+    ]
+    if not points:
         return None
-    x = sorted(spreads)
-    mean, low, high = (np.array([getattr(spreads[size], name) for size in x]) for name in ("mean", "low", "high"))
-    return Band(np.array(x), mean, low, high, len(group.runs))
+    rows = sorted((size, spread.mean, spread.low, spread.high) for size, spread in points)
+    x, mean, low, high = np.array(rows).T
+    return Band(x, mean, low, high, len(group.runs))
 
 
 def _scores_of_clients(group: Group, column: str) -> Numbers:

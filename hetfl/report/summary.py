@@ -25,8 +25,8 @@ def summary_table(groups: Sequence[Group], validated: int | None) -> pd.DataFram
 
     Columns: ``group``, ``part``, ``runs``, ``rounds``; mean and ends of the spread of the ``test`` headline after the
     last round and of the ``val`` headline after ``val_round``, in the unit of ``metrics.csv`` (for accuracy
-    ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); ``parameters`` and ``training_flops`` of a level;
-    mean total costs of the runs of the group. Unknown cells are empty.
+    ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); ``parameters`` and ``training_flops`` of a level,
+    of the entries that a client holds; mean total costs of the runs of the group. Unknown cells are empty.
 
     Args:
         groups: the groups.

@@ -148,9 +148,10 @@ def _level_cell(material: Material, group: Group, level: str, final: Spread | No
     known = level_sizes(group)
     assert known is not None  # levels are matched by cost only if all groups have sizes
     sizes = known[level]
-    axes = [f"{axis} {sizes[axis]:.4g}" for axis in ("width", "depth", "rank") if not isnan(sizes[axis])]
+    shown = ("width", "depth", "rank", *["density"] * (sizes["density"] < 1))
+    axes = [f"{axis} {sizes[axis]:.4g}" for axis in shown if not isnan(sizes[axis])]
     flops = format_quantity(sizes["training_flops"], "FLOP")
-    what = [" × ".join(axes), f"{int(sizes['parameters']):,} parameters", f"{flops} a sample"]
+    what = [" × ".join(axes), f"{round(sizes['parameters']):,} parameters", f"{flops} a sample"]
     size = f"{level}: {', '.join(filter(None, what))}"
     score = quantity(final, material.headline.shown, strong=leads)
     return replace(score, note="; ".join(filter(None, (score.note, size))))
