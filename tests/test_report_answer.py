@@ -81,6 +81,19 @@ def test_of_three_groups_the_lead_is_over_the_next_best(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_next_best_is_that_of_each_size(tmp_path: Path) -> None:
+    ends = {"x": [0.9, 0.9, 0.9], "y": [0.85, 0.5, 0.895], "z": [0.4, 0.8, 0.5], "u": [0.3, 0.4, 0.6]}
+    leads, ties, _ = verdict(sized(tmp_path / "one", ends))
+    assert leads == (
+        "x leads by 5.00 points over y, the next best, at the whole size (level a, 8.00 k parameters) and by 10.00 "
+        "points over z, the next best, at an eighth of the size (level b, 1.00 k parameters)."
+    )
+    assert ties.endswith("; x leads u and z.")
+    ends = {"x": [0.9, 0.9, 0.2], "y": [0.895, 0.895, 0.1], "z": [0.5, 0.4, 0.0], "u": [0.4, 0.5, 0.0]}
+    texts = [text for text in verdict(sized(tmp_path / "two", ends)) if "not told apart" in text]
+    assert [text.partition("; ")[2] for text in texts][:2] == ["x leads z and u.", "x leads u and z."]
+
+
 def test_single_seeds_tell_nothing_apart(tmp_path: Path) -> None:
     sentences = verdict(sized(tmp_path, {"width": [0.9, 0.8, 0.7], "depth": [0.3, 0.2, 0.2]}, seeds=1))
     assert not any("leads" in sentence for sentence in sentences)

@@ -56,9 +56,10 @@ class Outcome:
         return next(iter(self.results))
 
     @property
-    def kind(self) -> tuple[str, frozenset[str]]:
-        """What makes outcomes alike: who leads whom, and who is not told apart."""
-        return (self.best if self.behind else "", frozenset([self.best, *self.near]))
+    def kind(self) -> tuple[str, frozenset[str], tuple[str, ...]]:
+        """What makes outcomes alike: who leads, who is not told apart, and whom several lead."""
+        behind = tuple(self.behind)
+        return (self.best if behind else "", frozenset([self.best, *self.near]), behind if self.near else ())
 
     @property
     def behind(self) -> list[str]:
@@ -99,8 +100,7 @@ def _sentence(material: Material, outcomes: Sequence[Outcome], every: int) -> st
     """Return a sentence on neighbouring rows with the same outcome."""
     first = outcomes[0]
     if first.leader is not None:
-        over = f" over {next(iter(first.behind))}, the next best," if len(first.results) > 2 else ""
-        gaps = [f"by {_gap(material, outcome)}{over} at {_size(material, outcome.row)}" for outcome in outcomes]
+        gaps = [f"by {_gap(material, outcome)} at {_size(material, outcome.row)}" for outcome in outcomes]
         where = " at every size:" if len(outcomes) == every > 1 else ""
         return f"{first.leader} leads{where} {listed(gaps)}."
     tied = [group.name for group in material.groups if group.name in (first.best, *first.near)]
@@ -117,8 +117,10 @@ def _sentence(material: Material, outcomes: Sequence[Outcome], every: int) -> st
 
 
 def _gap(material: Material, outcome: Outcome) -> str:
+    """Return how far the best group is ahead of the next, with the name of the next if there are more."""
     best, second = list(outcome.results.values())[:2]
-    return material.headline.difference(abs(best.mean - second.mean))
+    over = f" over {outcome.behind[0]}, the next best," if len(outcome.results) > 2 else ""
+    return f"{material.headline.difference(abs(best.mean - second.mean))}{over}"
 
 
 def _size(material: Material, row: LevelRow) -> str:
