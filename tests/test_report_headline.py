@@ -25,6 +25,7 @@ from hetfl.runs.headline import FILE, Headline
 from tests.headline_cases import MAE, PERPLEXITY, R2, write_run
 
 GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
+RUNS = {"good": GOOD, "lost": [90.0, 80.0, float("nan")]}
 
 
 def two_groups(
@@ -77,6 +78,35 @@ def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     assert "## To a target mean absolute error" in text
     assert "ccurac" not in text
     assert not re.search(r"\d %", text.replace("33 %", ""))  # except for the chance that orders arise at random
+
+
+@pytest.mark.parametrize("stage", ["test", "val"])
+def test_a_diverged_run_is_named_and_moves_no_other_score(tmp_path: Path, stage: str) -> None:
+    folders = {name: [write_run(tmp_path / name, MAE, scores, lr=lr)] for lr, (name, scores) in enumerate(RUNS.items())}
+    if stage == "val":
+        for path in (folder / "metrics.csv" for (folder,) in folders.values()):
+            table = pd.read_csv(path, keep_default_na=False)
+            table.loc[:, table.columns.str.startswith("test/")] = ""
+            table.to_csv(path, index=False)
+    text = text_of(folders)
+    caption = f"{'Test' if stage == 'test' else 'Validation'} mean absolute error after the last round, by name of"
+    assert row(text, caption, "good") == ["40.00", "41.00"]
+    assert row(text, caption, "lost") == ["–", "–"]
+    kind = "test" if stage == "test" else "validation"
+    assert (
+        f"Not a number: {kind} mean absolute error after the last round of the global model, level a and level b "
+        "in lost of lost, so lost has no score there."
+    ) in text
+    assert ("Not every run was tested after its last round" in text) == (stage == "val")
+
+
+def test_a_client_without_a_number_leaves_no_mean_of_the_others(tmp_path: Path) -> None:
+    folders = {name: [write_run(tmp_path / name, MAE, GOOD, clients=[1.0, 2.0])] for name in ("good", "lost")}
+    path = folders["lost"][0] / "clients.csv"
+    path.write_text(path.read_text().replace("4.0\n", "nan\n"))
+    text = text_of(folders)
+    means = [row(text, "Mean absolute error on the clients' test data", name)[-1] for name in folders]
+    assert means == ["3.000", "–"]
 
 
 def test_the_highest_r2_is_the_best_and_may_be_negative(tmp_path: Path) -> None:

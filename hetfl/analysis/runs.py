@@ -40,6 +40,7 @@ class Run:
             without clusters.
         headline: the score by which models are compared.
         about: version, date, command and machine of the run, and its numbers of samples, as far as they are known.
+        nan_rounds: by column of ``metrics.csv`` the rounds whose value is ``nan``; an empty cell is no value.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     clusters: pd.DataFrame | None = None
     headline: Headline = ACCURACY
     about: About = UNKNOWN
+    nan_rounds: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @property
     def chance(self) -> float | None:
@@ -103,7 +105,8 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     headline = headline_in(folder)
-    metrics = read_metrics(folder / "metrics.csv", headline)
+    text = _text_of_metrics(folder / "metrics.csv")
+    metrics = _parse_metrics(text, folder / "metrics.csv", headline)
     if metrics.empty:
         raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got only a header")
     levels = _read_table(folder / "levels.csv", LEVEL_RULES)
@@ -113,7 +116,7 @@ def load_run(folder: str | Path) -> Run:
     clients = _read_table(folder / "clients.csv", {**CLIENT_RULES, **scores})
     clusters = load_clusters(folder) if (folder / "clusters.csv").is_file() else None
     config = read_config(folder / "config.yaml")
-    return Run(folder, metrics, config, levels, clients, clusters, headline, about_in(folder))
+    return Run(folder, metrics, config, levels, clients, clusters, headline, about_in(folder), _nan_rounds(text))
 
 
 def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:
@@ -122,9 +125,27 @@ def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:
     Raises:
         ConfigurationError: the file is missing, or is not a table of rounds.
     """
+    return _parse_metrics(_text_of_metrics(path), path, headline)
+
+
+def _text_of_metrics(path: Path) -> str:
+    """Return the complete lines of ``metrics.csv``."""
     if not path.is_file():
         raise ConfigurationError(f"Expected a run folder with a metrics.csv but got no file {str(path)!r}")
-    metrics = _parse(_text(path, LARGEST_TABLE).rpartition("\n")[0], path, "a table of rounds")
+    return _text(path, LARGEST_TABLE).rpartition("\n")[0]
+
+
+def _nan_rounds(text: str) -> dict[str, frozenset[int]]:
+    """Return the rounds whose cell is ``nan`` by column, from the text of a valid ``metrics.csv``."""
+    rounds: dict[str, set[int]] = {}
+    for row in csv.DictReader(io.StringIO(text)) if "nan" in text else ():
+        for name in (name for name, cell in row.items() if cell == "nan"):
+            rounds.setdefault(present_name(name), set()).add(int(float(row["step"])))
+    return {name: frozenset(each) for name, each in rounds.items()}
+
+
+def _parse_metrics(text: str, path: Path, headline: Headline) -> pd.DataFrame:
+    metrics = _parse(text, path, "a table of rounds")
     if "step" not in metrics.columns:
         raise ConfigurationError(f"Expected a column 'step' in {path} but got {_listed(metrics)}")
     metrics = metrics.rename(columns=present_name)

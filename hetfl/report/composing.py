@@ -10,9 +10,10 @@ from hetfl.report.document import Block, Document, Picture, Points, Section, Tex
 from hetfl.report.experiment import facts, missing_runs
 from hetfl.report.matching import BY, TOLERANCE
 from hetfl.report.material import Material, left_out
-from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
+from hetfl.report.series import BYTES, COSTS, FLOPS, GLOBAL, SECONDS, Cost, column_of
 from hetfl.report.spread import span, spread_text
 from hetfl.report.tables import (
+    STAGES,
     budget_table,
     client_table,
     equal_cost_table,
@@ -24,7 +25,7 @@ from hetfl.report.tables import (
 from hetfl.report.values import PICTURE as VALUES
 from hetfl.report.values import ValuedRun, left_out_table, value_table, valued
 from hetfl.report.verdict import clients_text, density_text, ends_over, front_text, rule, verdict
-from hetfl.report.wording import caution, findings, look_for
+from hetfl.report.wording import caution, findings, listed, look_for
 
 
 def compose(material: Material, pictures: Collection[str]) -> Document:
@@ -67,11 +68,26 @@ def warnings_of(material: Material) -> list[str]:
         f"{material.headline.several} on them are not comparable."
         for key, first, one, second, other in differing_data(material.groups)
     ]
+    warnings += list(_not_numbers(material))
     return warnings + [
         f"No config.yaml in the runs of {group.name}: their data, seeds and settings could not be checked."
         for group in material.groups
         if not group.settings
     ]
+
+
+def _not_numbers(material: Material) -> Iterator[str]:
+    """Yield a sentence on every run with a score that is not a number, after the round in which groups are compared."""
+    for group in material.groups:
+        for run in group.runs:
+            rounds = {part: run.nan_rounds.get(column_of(run, part, material.stage)) for part in (GLOBAL, *run.levels)}
+            parts = [part for part, known in rounds.items() if known and material.round_of(run) in known]
+            if parts:
+                named = listed(["the global model" if part == GLOBAL else f"level {part}" for part in parts])
+                yield (
+                    f"Not a number: {STAGES[material.stage].lower()} {material.headline.words} {material.when} of "
+                    f"{named} in {run.folder.name} of {group.name}, so {group.name} has no score there."
+                )
 
 
 def _result(material: Material, pictures: Collection[str]) -> Iterator[Block]:

@@ -22,6 +22,7 @@ from hetfl.report.series import (
     best_score,
     column_of,
     last_validated,
+    rounds_of,
     spends,
     value_after,
 )
@@ -108,9 +109,12 @@ class Material:
 
     def value(self, run: Run, column: str) -> float | None:
         """Return the value of a column of a run after the round in which groups are compared."""
-        if self.stage == "test":
-            return value_after(run, column)
-        return None if self.validated is None else value_after(run, column, self.validated)
+        round = self.round_of(run)
+        return None if round is None else value_after(run, column, round)
+
+    def round_of(self, run: Run) -> int | None:
+        """Return the round, from 0, after which a run is compared; None without such a round."""
+        return rounds_done(run) - 1 if self.stage == "test" else self.validated
 
     def final(self, group: Group, part: str) -> Spread | None:
         """Return the headline of a level or the global model after the round in which groups are compared."""
@@ -142,7 +146,7 @@ def make_material(groups: Sequence[Group], target: float | None, missing: Sequen
         check_target(target, groups[0].headline)
     matched = rows_by_cost(groups)
     runs = [run for group in groups for run in group.runs]
-    tested = all(value_after(run, column_of(run, GLOBAL, "test")) is not None for run in runs)
+    tested = all(rounds_done(run) - 1 in rounds_of(run, column_of(run, GLOBAL, "test")) for run in runs)
     return Material(
         groups=groups,
         rows=rows_by_name(groups) if matched is None else matched[0],

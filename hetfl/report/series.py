@@ -199,14 +199,21 @@ def best_score(group: Group) -> float:
 
 
 def last_validated(groups: Sequence[Group]) -> int | None:
-    """Return the last round, from 0, in which all runs have a validation headline; None if there is none."""
-    reported = [set(curve(run, GLOBAL, ROUNDS)[0]) for group in groups for run in group.runs]
-    common = set.intersection(*reported)
-    return int(max(common)) - 1 if common else None
+    """Return the last round, from 0, in which all runs were validated; None if there is none."""
+    common = set.intersection(*(rounds_of(run, column_of(run, GLOBAL)) for group in groups for run in group.runs))
+    return max(common, default=None)
+
+
+def rounds_of(run: Run, column: str) -> set[int]:
+    """Return the rounds, from 0, that have a value of a column; ``nan`` is a value."""
+    if column not in run.metrics.columns:
+        return set()
+    known = run.series("step")[run.series(column).notna()]
+    return {*known.astype(int), *run.nan_rounds.get(column, ())}
 
 
 def value_after(run: Run, column: str, step: float | None = None) -> float | None:
-    """Return the value of a column in one round; None if the cell is empty.
+    """Return the value of a column in one round; None if the cell is empty or ``nan``.
 
     Args:
         run: the run.

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 
-import pandas as pd
-
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.report.checks import rounds_done
@@ -258,8 +256,11 @@ def client_table(material: Material) -> Table:
 
 
 def _own_mean(run: Run) -> float | None:
-    scores = run.clients[run.headline.own].dropna() if run.clients is not None else pd.Series(dtype="float64")
-    return float(scores.mean()) if len(scores) else None
+    """Return the mean score of the sub-models; None without clients with test samples, or if one of them has none."""
+    if run.clients is None:
+        return None
+    mean = float(run.clients.loc[run.clients["test_samples"] > 0, run.headline.own].mean(skipna=False))
+    return None if isnan(mean) else mean
 
 
 def settings_table(groups: Sequence[Group]) -> Table | None:
