@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -53,8 +54,31 @@ def test_values_that_are_lists_or_classes_give_short_names() -> None:
     assert [each.name for each in made] == [f"w,net.hidden={h},uplink.compressor=SignEF" for h in ("4_8", "8_16")]
     overriding = ["--model.net.hidden=[8, 16]", "--model.uplink.compressor=hetfl.compression.SignEF"]
     assert _arguments(made[1], ["--x=1"]) == ["-c", "demo", "--x=1", *overriding]
-    with pytest.raises(ConfigurationError, match="at most 1000 configurations"):
-        spread_out(made, {"x": tuple(map(str, range(501)))})
+
+
+def test_too_many_combinations_are_refused_before_they_are_made() -> None:
+    grid = {letter: tuple(map(str, range(200))) for letter in "ab"}
+    tracemalloc.start()
+    with pytest.raises(ConfigurationError, match="at most 1000 configurations in a grid but got 80000$"):
+        spread_out([Contender("w", ("demo",)), Contender("x", ("demo",))], grid)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ("slow.csv,fast.csv", ["slow.csv", "fast.csv"]),
+        ("slow.csv", ["slow.csv"]),
+        ("mine.Net,other.Net", ["mine.Net", "other.Net"]),
+        ("mine.Net,other.Mlp", ["Net", "Mlp"]),
+        ("[4,8],4_8", ["4_8-1", "4_8-2"]),
+    ],
+)
+def test_every_value_of_a_key_has_a_name_of_its_own(values: str, names: list[str]) -> None:
+    made = spread_out([Contender("w", ("demo",))], parse_grid([f"model.net={values}"]))
+    assert [each.name for each in made] == [f"w,model.net={name}" for name in names]
 
 
 def test_tables_have_a_column_for_each_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

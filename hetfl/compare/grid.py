@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +15,8 @@ SEEDS = ("seed", "seed_everything")
 """Keys whose values are seeds of every configuration, as in ``--seeds``."""
 MOST_RUNS = 1000
 """Maximum number of configurations of a grid."""
+A_CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Z]\w*")
+"""The dotted name of a class; ``slow.csv`` and ``0.25`` are none."""
 
 
 def parse_grid(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -71,20 +75,19 @@ def spread_out(contenders: Sequence[Contender], grid: dict[str, tuple[str, ...]]
     >>> [each.name for each in spread_out([Contender("w", ("demo",))], {"model.levels.b.width": ("0.5", "0.25")})]
     ['w,b.width=0.5', 'w,b.width=0.25']
     """
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(combinations) * len(contenders) > MOST_RUNS:
-        raise ConfigurationError(
-            f"Expected at most {MOST_RUNS} configurations in a grid but got {len(combinations) * len(contenders)}"
-        )
+    count = math.prod(map(len, grid.values())) * len(contenders)
+    if count > MOST_RUNS:
+        raise ConfigurationError(f"Expected at most {MOST_RUNS} configurations in a grid but got {count}")
     short = _short_keys(list(grid))
+    named = {key: dict(zip(values, _names_of(values), strict=True)) for key, values in grid.items()}
     return [
         replace(
             contender,
-            name=",".join([contender.name, *(f"{short[key]}={_in_a_name(value)}" for key, value in values.items())]),
-            swept=tuple(values.items()),
+            name=",".join([contender.name, *(f"{short[key]}={named[key][value]}" for key, value in swept)]),
+            swept=swept,
         )
         for contender in contenders
-        for values in combinations
+        for swept in itertools.product(*([(key, value) for value in values] for key, values in grid.items()))
     ]
 
 
@@ -94,14 +97,31 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: each if list(short.values()).count(each) == 1 else key for key, each in short.items()}
 
 
-def _in_a_name(value: str) -> str:
-    """Return a value with only characters that any folder's name may have; a class without its module.
+def _names_of(values: Sequence[str]) -> list[str]:
+    """Return a name for each of the distinct values of a key.
 
-    >>> _in_a_name("hetfl.compression.TopK"), _in_a_name("[4, 8]"), _in_a_name("0.25")
-    ('TopK', '4_8', '0.25')
+    A class is named without its module. Values that would have the same name keep all of their characters that a name
+    may have, and their position, from 1, if they still have the same name.
+
+    >>> _names_of(["hetfl.compression.TopK", "[4, 8]", "0.25"])
+    ['TopK', '4_8', '0.25']
+    >>> _names_of(["mine.Net", "other.Net", "[1]", "1"])
+    ['mine.Net', 'other.Net', '1-3', '1-4']
     """
-    last = value.rpartition(".")[2]
-    value = last if last[:1].isalpha() else value
+    short = [value.rpartition(".")[2] if A_CLASS.fullmatch(value) else value for value in values]
+    for given in (short, values):
+        names = [_in_a_name(value) for value in given]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}-{place}" for place, name in enumerate(names, 1)]
+
+
+def _in_a_name(value: str) -> str:
+    """Return a value with only characters that any folder's name may have.
+
+    >>> _in_a_name("[4, 8]"), _in_a_name("slow.csv")
+    ('4_8', 'slow.csv')
+    """
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in value.replace(" ", "")).strip(
         "_"
     )
