@@ -26,6 +26,7 @@ WORKS = """
 import sys
 open(sys.argv[1] + "/metrics.csv", "w").write("step,val/accuracy,test/accuracy\\n0,0.5,\\n1,0.6,\\n2,0.7,0.75\\n")
 """
+UNTESTED = WORKS.replace("0.75", "nan")
 FAILS = "import sys; print('hetfl: error: Expected much but got little', file=sys.stderr); print('bye'); sys.exit(2)"
 DIES = "import os; os.kill(os.getpid(), 9)"
 SAYS_NOTHING = "raise SystemExit(3)"
@@ -65,11 +66,11 @@ def plain(lines: list[RunLine]) -> tuple[RunsProgress, io.StringIO]:
 
 
 def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, tmp_path: Path) -> None:
-    planned, lines = runs(one=FAILS, two=WORKS, three=DIES, four=SAYS_NOTHING, five=IS_EMPTY)
+    planned, lines = runs(one=FAILS, two=WORKS, three=DIES, four=SAYS_NOTHING, five=IS_EMPTY, six=UNTESTED)
     progress, screen = plain(lines)
     with only_one(tmp_path) as lock, progress:
         assert run_all(planned, lines, progress, lock=lock) is None
-    assert [line.state for line in lines] == ["failed", "done", "failed", "failed", "failed"]
+    assert [line.state for line in lines] == ["failed", "done", "failed", "failed", "failed", "done"]
     text = screen.getvalue().splitlines()
     log = str(tmp_path / "runs" / "{}" / "seed_0.log")
     for name, reason in (
@@ -82,8 +83,10 @@ def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, t
         assert line.endswith(f": {reason} ({log.format(name)})")
     (line,) = [line for line in text if line.startswith("two seed 0: done in ")]
     assert line.endswith(" s, test accuracy 75.0 %")
+    (line,) = [line for line in text if line.startswith("six seed 0: done in ")]
+    assert line.endswith(" s, validation accuracy 70.0 %")
     assert "bye" in (tmp_path / "runs/one/seed_0.log").read_text()
-    assert [run.mark.is_file() for run in planned] == [False, True, False, False, False]
+    assert [run.mark.is_file() for run in planned] == [False, True, False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_a_comparison_shows_the_headline(tmp_path: Path, capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "test mean absolute error" in shown
     assert "51.00 (50.00–52.00)" in shown
-    line = RunLine("width", 0, 2, done=2, score=at.score, headline=MAE)
+    line = RunLine("width", 0, 2, done=2, score=at.score, headline=MAE, stage=at.stage)
     with Console(width=150).capture():
         RunsProgress([line]).end(line, "done")
     assert capsys.readouterr().out.endswith(", test mean absolute error 50.0\n")

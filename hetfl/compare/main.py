@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
@@ -259,7 +260,8 @@ def _failure(run: PlannedRun, line: RunLine) -> str:
 def _line(run: PlannedRun, headline: Headline) -> RunLine:
     at = standing(run.folder)
     state: State = "done" if next_action(run) is Action.SKIP else "waiting"
-    return RunLine(run.name, run.seed, run.rounds, done=at.done, score=at.score, state=state, headline=headline)
+    line = RunLine(run.name, run.seed, run.rounds, state=state, headline=headline)
+    return replace(line, done=at.done, score=at.score, stage=at.stage)
 
 
 def _print_plan(actions: dict[PlannedRun, Action]) -> None:

@@ -168,6 +168,11 @@ class Standing:
         """The test headline, or else the latest validation headline; None: none yet."""
         return self.val_score if self.test_score is None else self.test_score
 
+    @property
+    def stage(self) -> str:
+        """The evaluation that :attr:`score` is from, in words."""
+        return "validation" if self.test_score is None else "test"
+
 
 def standing(folder: Path) -> Standing:
     """Return the progress of a run, which may be executing: an incomplete last line is ignored.

@@ -108,7 +108,7 @@ class RunProcess:
         with suppress(ValueError, KeyError):  # read in the middle of a write
             at = standing(self.run.folder)
             self.line.done = at.done
-            self.line.score = at.score
+            self.line.score, self.line.stage = at.score, at.stage
 
     def last_words(self) -> str:
         """Return the last error of the process, and the path of its log."""

@@ -33,6 +33,7 @@ class RunLine:
         rounds: total number of rounds.
         done: number of finished rounds.
         score: the latest headline; None: none yet.
+        stage: the evaluation that the headline is from, ``test`` or ``validation``.
         state: whether it waits, runs, or how it ended.
         first: number of finished rounds at the start of its process.
         began: start of its process in seconds, by the clock of the display.
@@ -50,6 +51,7 @@ class RunLine:
     began: float = 0.0
     seconds: float = 0.0
     headline: Headline = ACCURACY
+    stage: str = "validation"
 
     def pace(self, now: float) -> float | None:
         """Return the mean seconds per round, including the start of the process; None: unknown."""
@@ -148,8 +150,9 @@ class RunsProgress:
         line.state, line.seconds = state, self.clock() - line.began
         text = f"{line.name} seed {line.seed}: {state} after {format_seconds(line.seconds)}"
         if state == "done":
-            shown = "" if line.score is None else f", test {line.headline.words} {line.headline.shown(line.score, 1)}"
-            text = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{shown}"
+            text = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}"
+            if line.score is not None:
+                text += f", {line.stage} {line.headline.words} {line.headline.shown(line.score, 1)}"
         elif state == "stopped":
             text += f", {line.done} of {line.rounds} rounds done"
         if self._live is None or state == "failed":
