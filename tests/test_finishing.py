@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from hetfl.analysis import load_run
 from hetfl.cli import main
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.run_folder import EARLY_END, ended_early
@@ -95,8 +96,10 @@ def test_a_finished_run_with_changed_settings_continues_or_is_refused(
     assert stop.value.code == 2
     assert "above the 2 rounds done" in capsys.readouterr().err
     assert contents(folder) == before
+    assert load_run(folder).clients is not None
     main(["resume", str(folder), "--trainer.max_epochs=3", "--final_test=false"])
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [0, 1, 2]
+    assert load_run(folder).clients is None  # the table was that of the model of the second round
 
 
 def test_missing_rows_are_reported(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,12 @@ class RunFolder(Logger):
             drop_rounds(metrics.path.with_name(f"{name}.csv"), before_step)
 
     @rank_zero_only
+    def remove_table(self, name: str) -> None:
+        """Remove ``<name>.csv`` if there is one."""
+        self._whole.pop(f"{name}.csv", None)
+        self._open().path.with_name(f"{name}.csv").unlink(missing_ok=True)
+
+    @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write ``<name>.csv`` atomically; it replaces an existing file.
 

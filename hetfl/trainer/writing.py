@@ -62,8 +62,12 @@ def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], 
 
 
 def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Headline) -> None:
-    """Remove the rows of rounds that will be repeated, add all columns of a run, and write the headline."""
+    """Remove what will be written again, add all columns of a run, and write the headline.
+
+    These are the rows of rounds that will be repeated, and ``clients.csv``, whose scores are those of an older model.
+    """
     folder.truncate(version)
+    folder.remove_table("clients")
     folder.declare([*columns_of(headline.name), *(headline.column("val", level) for level in levels)])
     if headline == ACCURACY:
         return
