@@ -11,6 +11,9 @@ from hetfl.errors import ConfigurationError
 from hetfl.report import answer_lines, group_runs, read_material, write_material
 from hetfl.session.watching import PAGE, watch
 
+OF_A_REPORT = ("out", "target", "unfinished", "mixed_data")
+"""Options that ``--watch`` refuses."""
+
 
 def main(args: Sequence[str]) -> None:
     """Write a report on run folders.
@@ -23,6 +26,8 @@ def main(args: Sequence[str]) -> None:
     """
     options = report_parser().parse_args(list(args))
     if options.watch:
+        if given := [f"--{name}" for name in OF_A_REPORT if options[name] not in (None, False)]:
+            raise ConfigurationError(f"Expected only a run folder beside --watch but got {' '.join(given)}")
         watch(watched(options.runs))
         return
     if not options.runs:

@@ -21,10 +21,12 @@ from hetfl.files import write_whole
 from hetfl.report.rendering import to_live_page
 from hetfl.runs.headline import headline_in
 from hetfl.runs.metrics_file import HEAD
-from hetfl.runs.run_folder import ended_early
+from hetfl.runs.run_folder import EARLY_END, ended_early
 
 PAGE = "live.html"
 """Name of the page in the run folder."""
+SHOWN = ("metrics.csv", EARLY_END, "clients.csv")
+"""The files that the page shows, or that tell that the run has ended."""
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
     "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
@@ -43,20 +45,21 @@ def watch(folder: Path, every: float = 2.0, sleep: Callable[[float], None] = tim
 
     Args:
         folder: the run folder.
-        every: seconds between two looks at the run's table.
+        every: seconds between two looks at the run's files.
         sleep: waits.
 
     Raises:
         ConfigurationError: it is not a run folder.
     """
     print(f"{'live page':<18}{folder / PAGE}\n{'':<18}it is written again after every round; Ctrl-C stops this")
-    table = folder / "metrics.csv"
-    written: int | None = None  # the time of the table that the page shows
+    shown = [folder / name for name in SHOWN]
+    table = shown[0]
+    written: list[int | None] = []  # the times of the files that the page shows
     write_whole(folder / PAGE, page(None, folder, every).encode())
     try:
         while True:
-            changed = table.stat().st_mtime_ns if table.is_file() else None
-            if changed != written and not read_metrics(table, headline_in(folder)).empty:
+            changed = [path.stat().st_mtime_ns if path.is_file() else None for path in shown]
+            if changed != written and table.is_file() and not read_metrics(table, headline_in(folder)).empty:
                 run, written = load_run(folder), changed
                 write_whole(folder / PAGE, page(run, folder, every).encode())
                 if has_ended(run):
@@ -104,16 +107,26 @@ def page(run: Run | None, folder: Path, every: float) -> str:
 
 
 def _scores(run: Run) -> Cells:
-    """Return a table of the latest scores of the global model, the levels and the heads."""
+    """Return a table of the scores of the global model, the levels and the heads.
+
+    They are those of the latest validation, and of a test after the last round.
+    """
     headline = run.headline
     rows = []
     for part in ("", *run.levels, *run.heads):
-        columns = [run.metrics.get(headline.column(stage, part)) for stage in ("val", "test")]
-        known = [None if column is None else column.dropna() for column in columns]
-        shown = ["–" if each is None or each.empty else headline.shown(float(each.iloc[-1])) for each in known]
+        scores = [
+            _last(run.metrics, headline.column("val", part)),
+            _last(run.metrics[-1:], headline.column("test", part)),
+        ]
+        shown = ["–" if score is None else headline.shown(score) for score in scores]
         name = part.replace(HEAD, "head ") or "global model"
         rows.append([name, *shown])
     return ["", f"validation {headline.words}", f"test {headline.words}"], rows
+
+
+def _last(metrics: pd.DataFrame, column: str) -> float | None:
+    known = metrics.get(column, pd.Series(dtype="float64")).dropna()
+    return float(known.iloc[-1]) if len(known) else None
 
 
 def _costs(run: Run) -> Cells:
