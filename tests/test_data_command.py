@@ -99,6 +99,19 @@ def test_every_client_and_a_summary_are_printed() -> None:
     assert "\x1b" not in text
 
 
+def test_long_names_of_clients_truncate_no_number() -> None:
+    module = digits()
+    table = client_table(module).assign(train_samples=12345)
+    table.insert(1, "id", [f"{'name' * 30}{client}" for client in range(12)])
+    console = Console(file=io.StringIO(), width=80)
+    show_data(module, table, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("12,345") == 12 + 3
+    assert all(name in text for name in table["id"])
+    assert "…" not in text
+
+
 def many(num_clients: int) -> TensorData:
     targets = torch.arange(4 * num_clients) % 100
     module = TensorData(

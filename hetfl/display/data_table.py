@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import evenly_spaced
-from hetfl.display.formats import cell, plain_table
+from hetfl.display.formats import cell, plain_table, print_table
 
 MOST_ROWS = 50
 """Maximum number of rows; of more clients the table shows this number at even distances."""
@@ -33,7 +33,7 @@ def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console
         console: console to print to; None: standard output.
     """
     console = console or Console()
-    console.print(data_table(clients), "")
+    print_table(data_table(clients), console)
     console.print(data.summary(), markup=False, soft_wrap=True)
     console.print(f"not assigned: {data.unassigned:,} of {sum(data.sizes) + data.unassigned:,} training samples")
     if "divergence" in clients.columns:

@@ -6,6 +6,7 @@ from math import floor, log10
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -30,11 +31,15 @@ def plain_table(title: str) -> Table:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table and an empty line: columns move together in a narrow terminal, and no number is truncated."""
+    """Print a table and an empty line: columns move together in a narrow terminal, and no cell is truncated.
+
+    ``Console.print`` would limit the table to the width of the terminal.
+    """
     wide = console.options.update(width=WIDEST)
     if console.measure(table, options=wide).maximum > console.width:
         table.padding = (0,)
-    console.print(table, "", width=max(console.width, console.measure(table, options=wide).maximum))
+    needed = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(Segments(console.render(table, console.options.update(width=needed))), "", crop=False)
 
 
 def format_share(share: float) -> str:
