@@ -163,10 +163,20 @@ def test_the_front_has_no_group_with_more_bytes_and_a_lower_score(tmp_path: Path
     assert front == ["few", "good", "best"]
     out = tmp_path / "out"
     write_material(material, out)
-    assert "No group with fewer bytes has a better mean than few" in (out / "report.html").read_text()
+    assert "No group with as few bytes has a better mean than few" in (out / "report.html").read_text()
     rows = pd.read_csv(out / "plots/accuracy_at_bytes.csv")
     assert rows["group"].tolist() == ["few", "good", "worse", "best"]
     assert rows.iloc[0, 3:].tolist() == [8.0, 50.0]
+
+
+@pytest.mark.parametrize("names", [["low", "high", "dear"], ["high", "low", "dear"]])
+def test_of_groups_with_equal_bytes_the_better_is_on_the_front(tmp_path: Path, names: list[str]) -> None:
+    ends = {"low": (0.5, 1.0), "high": (0.8, 1.0), "dear": (0.7, 2.0)}
+    groups = {
+        name: [full_run(tmp_path / name, top=ends[name][0], cost=ends[name][1], lr=ends[name][0])] for name in names
+    }
+    material = read_material(groups)
+    assert [point.name for point in front_of(material.headline, points_of(material))] == ["high"]
 
 
 def test_the_page_of_a_large_comparison_is_thinned_but_its_tables_are_not(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -62,18 +63,26 @@ class Point:
 
 
 def points_of(material: Material) -> list[Point]:
-    """Return the groups that have a score and count their uploads, from the fewest bytes to the most."""
-    points = []
+    """Return the groups that have a finite score and count their uploads, from the fewest bytes to the most.
+
+    Of groups with equal bytes that with the better score comes first.
+    """
+    points, sign = [], -1.0 if material.headline.higher_is_better else 1.0
     for group in material.spending(BYTES):
         spent = spread_of([final_amount(run, BYTES.column) for run in group.runs])
         score = material.final(group, GLOBAL)
-        if spent is not None and score is not None:
+        if spent is not None and score is not None and isfinite(score.mean):
             points.append(Point(group.name, spent, score))
-    return sorted(points, key=lambda point: point.spent.mean)
+    return sorted(points, key=lambda point: (point.spent.mean, sign * point.score.mean))
 
 
 def front_of(headline: Headline, points: Sequence[Point]) -> list[Point]:
-    """Return the points that no point with fewer bytes surpasses in the mean, from the fewest bytes to the most."""
+    """Return the points that no point with as few bytes surpasses in the mean.
+
+    Args:
+        headline: the score.
+        points: in the order of :func:`points_of`, which the result has, too.
+    """
     front: list[Point] = []
     for point in points:
         if not front or headline.better(point.score.mean, front[-1].score.mean):
@@ -96,7 +105,7 @@ def draw_points(
     """Draw points with their spread and their names, and a dashed line through those of :func:`front_of`.
 
     Args:
-        points: at least one point, from the fewest bytes to the most.
+        points: at least one point, in the order of :func:`points_of`.
         headline: the score of the vertical axis.
         styles: the style of each point, by name.
         chance: the score of guessing; None: unknown.

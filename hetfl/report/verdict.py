@@ -216,13 +216,13 @@ def ends_over(material: Material, cost: Cost) -> str:
 
 
 def front_text(material: Material) -> str:
-    """Return what the figure of the trade-off shows: the groups that no group with fewer bytes surpasses."""
+    """Return what the figure of the trade-off shows: the groups that no group with as few bytes surpasses."""
     front = front_of(material.headline, points_of(material))
     named = [
         f"{point.name} ({material.headline.shown(point.score.mean)} from {BYTES.write(point.spent.mean)})"
         for point in front
     ]
-    return f"No group with fewer bytes has a better mean than {listed(named)}." if named else ""
+    return f"No group with as few bytes has a better mean than {listed(named)}." if named else ""
 
 
 def clients_text(material: Material) -> str:

@@ -17,7 +17,7 @@ LOOK_FOR = {
     "as long as its slowest client, or until its deadline.",
     "size": "Compare the points of the same size: the group whose point is {higher} is better at that size, unless the "
     "bars, the spread over seeds, overlap.",
-    "at_bytes": "Look for the groups on the dashed line: no other has a better {score} with fewer bytes. Bars are "
+    "at_bytes": "Look for the groups on the dashed line: no other has a better {score} with as few bytes. Bars are "
     "the spread over seeds.",
     "density": "Look for lines that rise late: residuals of earlier rounds are sent then.",
     "heads": "Look at how far the shallow heads are {below} the deep ones, and whether they still {rise}.",
