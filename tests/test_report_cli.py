@@ -54,7 +54,7 @@ def test_runs_on_the_command_line_are_grouped_by_settings(tmp_path: Path, capsys
             ["high/0", "other/0", "--out", "out"],
             "Expected runs on the same data but got data.num_clients 4 in high and 5 in",
         ),
-        (["silent/0", "--out", "out"], "Expected a validation accuracy in silent/0/metrics.csv but got none"),
+        (["silent/0", "--out", "out"], "Expected a finite validation accuracy in silent/0/metrics.csv but got none"),
         (["high/0", "--out", "high/0/config.yaml"], "Expected a folder to write the report into but got .*config.yaml"),
         (["broken/0", "--out", "out"], "Expected a column 'parameters' in broken/0/levels.csv but got level, width"),
     ],

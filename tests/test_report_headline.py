@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +25,7 @@ from hetfl.report.spread import Spread
 from hetfl.report.wording import level_sentence
 from hetfl.runs.headline import FILE, Headline
 from tests.headline_cases import MAE, PERPLEXITY, R2, write_run
+from tests.report_cases import write_levels
 
 GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
 RUNS = {"good": GOOD, "lost": [90.0, 80.0, float("nan")]}
@@ -98,6 +101,19 @@ def test_a_diverged_run_is_named_and_moves_no_other_score(tmp_path: Path, stage:
         "in lost of lost, so lost has no score there."
     ) in text
     assert ("Not every run was tested after its last round" in text) == (stage == "val")
+
+
+def test_an_infinite_score_leaves_the_page_valid(tmp_path: Path) -> None:
+    ends = {"good": GOOD, "early": [float("inf"), 50.0, 45.0], "late": [60.0, 50.0, float("inf")]}
+    groups = {name: [write_run(tmp_path / name, MAE, each, lr=lr)] for lr, (name, each) in enumerate(ends.items())}
+    for (folder,) in groups.values():
+        write_levels(folder, {"a": 1000, "b": 100})
+    html = write_report(groups, tmp_path / "out").read_text()
+    texts = [unescape(text) for text in re.findall(r'data-lines="([^"]*)"', html)]
+    found = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    over = next(each for each in found if each["x"] == "Rounds done")
+    lines = {line["group"]: (line["xs"], line["ys"]) for line in over["lines"] if line["panel"] == 0}
+    assert lines == {"good": ([1, 2, 3], [60, 50, 40]), "early": ([2, 3], [50, 45]), "late": ([1, 2], [60, 50])}
 
 
 def test_a_client_without_a_number_leaves_no_mean_of_the_others(tmp_path: Path) -> None:
@@ -177,7 +193,7 @@ def test_runs_with_different_headlines_are_refused(tmp_path: Path) -> None:
 def test_a_run_without_headline_values_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x", MAE, GOOD)
     (run / FILE).write_bytes(R2.to_json())
-    with pytest.raises(ConfigurationError, match=r"Expected a validation R² in .*metrics\.csv but got none"):
+    with pytest.raises(ConfigurationError, match=r"Expected a finite validation R² in .*metrics\.csv but got none"):
         write_report({"x": [run]}, tmp_path / "out")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
 from hetfl.report.groups import ABSENT, Group
@@ -76,9 +78,9 @@ def check_comparable(groups: Sequence[Group], *, allow_unfinished: bool, allow_m
     headline = common_headline({str(run.folder): run.headline for run in runs})
     column = headline.column("val")
     for run in runs:
-        if column not in run.metrics.columns or run.metrics[column].isna().all():
+        if column not in run.metrics.columns or not np.isfinite(run.series(column)).any():
             raise ConfigurationError(
-                f"Expected a validation {headline.words} in {run.folder / 'metrics.csv'} but got none"
+                f"Expected a finite validation {headline.words} in {run.folder / 'metrics.csv'} but got none"
             )
     short = unfinished(groups)
     if short and not allow_unfinished:

@@ -9,6 +9,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from hetfl.analysis.theme import COLOURS, GREY, GRID, INK, ON_DARK, PAPER
@@ -86,11 +87,12 @@ def _lines(drawing: Drawing) -> str:
     titles = list(dict.fromkeys(row[0] for row in rows))
     lines: list[dict[str, Any]] = []
     for (title, group, seed), points in groupby(rows, key=lambda row: tuple(row[:3])):
-        places = list(points)
-        xs, ys = ([float(f"{float(row[column]):.5g}") for row in places] for column in (3, 4))
+        places = [[float(f"{float(cell):.5g}") for cell in row[3:5]] for row in points]
+        xs, ys = np.array([place for place in places if np.isfinite(place).all()]).reshape(-1, 2).T.tolist()
         lines.append({"panel": titles.index(title), "group": group, "seed": seed, "xs": xs, "ys": ys})
     axes = [{"title": title, **_place(ax)} for title, ax in zip(titles, drawing.figure.axes, strict=False)]
-    return json.dumps({"axes": axes, "lines": lines, "x": x, "y": y}, separators=(",", ":"), ensure_ascii=False)
+    content = {"axes": axes, "lines": lines, "x": x, "y": y}
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _place(ax: Axes) -> dict[str, Any]:

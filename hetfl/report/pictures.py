@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -126,15 +127,11 @@ def _known(bands: Mapping[str, Band | None]) -> dict[str, Band]:
 def _by_size(material: Material, group: Group, column: str) -> Band | None:
     known = level_sizes(group)
     assert known is not None  # levels are matched by cost only if all groups have sizes
-    points = [
-        (sizes[column], spread)
-        for level, sizes in known.items()
-        if (spread := material.final(group, level)) is not None
-    ]
-    if not points:
+    finals = [(sizes[column], material.final(group, level)) for level, sizes in known.items()]
+    rows = [(size, each.mean, each.low, each.high) for size, each in finals if each is not None and isfinite(each.mean)]
+    if not rows:
         return None
-    rows = sorted((size, spread.mean, spread.low, spread.high) for size, spread in points)
-    x, mean, low, high = np.array(rows).T
+    x, mean, low, high = np.array(sorted(rows)).T
     return Band(x, mean, low, high, len(group.runs))
 
 

@@ -82,11 +82,11 @@ def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
 
 
 def column_over(run: Run, column: str, cost: Cost) -> tuple[Numbers, Numbers]:
-    """Return the cumulative cost and the value of a column of the rounds that have both."""
+    """Return the cumulative cost and the value of a column of the rounds that have both, and where both are finite."""
     if column not in run.metrics.columns:
         return np.empty(0), np.empty(0)
     spent, value = amounts(run, cost), np.asarray(run.series(column), dtype=np.float64)
-    reported = ~(np.isnan(spent) | np.isnan(value))
+    reported = np.isfinite(spent) & np.isfinite(value)
     return spent[reported], value[reported]
 
 
@@ -194,8 +194,8 @@ def amount_to_reach(run: Run, target: float, cost: Cost) -> float | None:
 
 
 def best_score(group: Group) -> float:
-    """Return the mean over the runs of a group of the best validation headline of the global model."""
-    return float(np.mean([run.headline.best(run.series(column_of(run, GLOBAL))) for run in group.runs]))
+    """Return the mean over the runs of a group of the best finite validation headline of the global model."""
+    return float(np.mean([run.headline.best(curve(run, GLOBAL, ROUNDS)[1]) for run in group.runs]))
 
 
 def last_validated(groups: Sequence[Group]) -> int | None:
