@@ -20,6 +20,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.parts import RandomMask
 from tests.conftest import small_data, small_module, small_net
+from tests.headline_cases import MAE
 
 WIDTHS = {"a": 1.0, "b": 0.5, "c": 0.25}
 NETS = {level: small_net(width=width) for level, width in WIDTHS.items()}
@@ -191,6 +192,9 @@ def test_the_clients_view_joins_scores_and_labels(fit: Fit) -> None:
     assert "divergence" in rendered(analysis.plot_client_view(view))
     with pytest.raises(ConfigurationError, match="Expected the columns own_r2 and divergence but got no own_r2"):
         analysis.plot_client_view(view, "own_r2")
+    figure = analysis.plot_client_view(view.assign(own_mae=4.0), headline=MAE)
+    assert figure.axes[0].get_ylabel() == "mean absolute error on own test samples"
+    assert {float(y) for dots in figure.axes[0].collections for y in np.asarray(dots.get_offsets())[:, 1]} == {4.0}
     (folder_of(trainer) / "clients.csv").unlink()
     with pytest.raises(ConfigurationError, match="of a run with a final test, but got no such file"):
         analysis.client_view(folder_of(trainer), data)

@@ -13,6 +13,7 @@ from hetfl.analysis.theme import level_colours, level_styles, plain
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import client_table
 from hetfl.errors import ConfigurationError
+from hetfl.runs.headline import ACCURACY, Headline
 
 
 def client_view(folder: str | Path, data: FederatedDataModule) -> pd.DataFrame:
@@ -38,16 +39,18 @@ def client_view(folder: str | Path, data: FederatedDataModule) -> pd.DataFrame:
     return clients.join(of_data[known])
 
 
-def plot_client_view(table: pd.DataFrame, score: str = "own_accuracy") -> Figure:
+def plot_client_view(table: pd.DataFrame, score: str | None = None, headline: Headline = ACCURACY) -> Figure:
     """Draw the score of every client over its number of samples and over the divergence of its labels.
 
     Args:
         table: the result of :func:`client_view`.
-        score: the column of the score.
+        score: the column of the score; None: that of the sub-models, such as ``own_accuracy``.
+        headline: the score by which models of the run are compared, with its unit; ``load_run(folder).headline``.
 
     Raises:
         ConfigurationError: the table has no such column.
     """
+    score = score or headline.own
     if missing := {score, "divergence"} - set(table.columns):
         raise ConfigurationError(f"Expected the columns {score} and divergence but got no {', '.join(sorted(missing))}")
     figure, axes = new_figure(
@@ -65,9 +68,9 @@ def plot_client_view(table: pd.DataFrame, score: str = "own_accuracy") -> Figure
     ):
         for level, rows in table.groupby("level"):
             style = styles[str(level)]
-            ax.scatter(rows[column], 100 * rows[score], color=style.colour, marker=style.marker, s=18)
+            ax.scatter(rows[column], headline.scale * rows[score], color=style.colour, marker=style.marker, s=18)
         ax.set_xlabel(label)
         plain(ax)
-    axes[0, 0].set_ylabel("score on own test samples, %")
+    axes[0, 0].set_ylabel(headline.in_unit(f"{headline.words} on own test samples"))
     level_legend(axes[0, 1], level_colours(levels))
     return figure
