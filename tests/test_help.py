@@ -12,6 +12,7 @@ from hetfl.cli import MODULES, OF_RUNS, FederatedCLI, main
 from hetfl.cli.helping import COLUMNS, OF_SETTINGS, SETTINGS, VERBS, asked_for_help, of_all, of_verb
 from hetfl.cli.parser import MARKUP
 from hetfl.compare.resolving import resolve
+from hetfl.export import FORMATS
 
 VALUES = {
     "--data": "hetfl.data.Digits",
@@ -44,6 +45,11 @@ def test_the_help_of_a_verb_fits_a_terminal(verb: str) -> None:
     assert asked_for_help([verb, "-c", "demo", "--help"]) == text
     assert max(map(len, [*text.splitlines(), *of_all().splitlines()])) <= COLUMNS
     assert len(text.splitlines()) < 50
+
+
+def test_the_help_of_export_lists_every_format() -> None:
+    (line,) = (line for line in of_verb("export").splitlines() if "--format" in line)
+    assert {*FORMATS, "peft"} <= set(re.findall(r"\w+", line))
 
 
 def test_settings_of_the_help_exist() -> None:

@@ -73,7 +73,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 OF_EXPORT: Mapping[str, Mapping[str, str]] = {
     "Export": {
         "--level LEVEL": "name of the level; default: the largest",
-        "--format FORMAT": "safetensors or onnx",
+        "--format FORMAT": "safetensors, onnx or peft",
         "--out FILE": "a file, or a folder",
         "--cluster NUMBER": "the global model, if there are several",
     }
