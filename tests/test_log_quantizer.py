@@ -102,14 +102,17 @@ def test_an_entry_at_three_in_a_thousand_takes_thirteen_bits_and_a_half(seed: in
     assert 8 * len(encode(update, round=0, client=0)) / update.num_sent <= 13.5
 
 
-def test_stochastic_codes_are_right_in_the_mean() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bucket", [None, 6 * 5_000])
+def test_stochastic_codes_are_right_in_the_mean(bits: int, bucket: int | None) -> None:
     values = torch.tensor([0.0, 1e-5, -0.013, 0.2, -0.71, 1.0])
-    quantiser, generator = LogQuantizer(4, span=100.0, stochastic=True), torch.Generator().manual_seed(3)
+    quantiser = LogQuantizer(bits, bucket=bucket, span=100.0, stochastic=True)
+    generator = torch.Generator().manual_seed(3)
     update = quantiser.compress(values.repeat(20_000), lr=0.1, generator=generator)
     draws = update.to_dense().double().view(-1, len(values))
     error = draws.std(dim=0) / math.sqrt(len(draws))
-    assert bool(((draws.mean(dim=0) - values).abs() <= 4.5 * error + 1e-6).all())
-    table = magnitudes(torch.tensor([0.01]), torch.tensor([100 ** (1 / 7)]), 4)[0].double()
+    assert bool(((draws.mean(dim=0) - values).abs() <= 4.5 * error + 3e-6).all())
+    table = magnitudes(torch.tensor([0.01]), torch.tensor([100 ** (1 / (2 ** (bits - 1) - 1))]), bits)[0].double()
     assert bool(((draws.abs()[..., None] / table - 1).abs().min(dim=-1).values < 1e-5).all())
 
 

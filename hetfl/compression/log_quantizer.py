@@ -130,7 +130,7 @@ def _above(magnitude_k: Tensor, borders: Tensor, sizes_B: Tensor) -> Tensor:
     one = borders.shape[0] == 1
     if one and borders.shape[1] > MOST_COMPARED:
         return torch.bucketize(magnitude_k, borders[0])
-    above_k = torch.zeros_like(magnitude_k, dtype=torch.uint8)
+    above_k = torch.zeros_like(magnitude_k, dtype=torch.int16)  # up to 256 borders
     for border_B in borders.unbind(dim=1):
         above_k += magnitude_k > (border_B if one else per_value(border_B, sizes_B, len(magnitude_k)))
     return above_k.long()
