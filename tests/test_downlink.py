@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hetfl import FederatedModule, Level
 from hetfl.cli import FederatedTrainer
 from hetfl.clustering import IFCA
-from hetfl.compression import DynamicRange, ErrorFeedback, FixedPoint, StochasticQuantizer, TopK
+from hetfl.compression import DynamicRange, ErrorFeedback, FixedPoint, LogQuantizer, StochasticQuantizer, TopK
 from hetfl.downlink import Downlink
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
@@ -352,3 +352,10 @@ def test_a_model_that_is_not_finite_is_not_sent(fit: Fit) -> None:
 def test_blocks_that_are_no_power_of_two_are_refused(block: int) -> None:
     with pytest.raises(ConfigurationError, match=f"power of two from 2 to 2\\^30 for Downlink but got {block}"):
         Downlink(block=block)
+
+
+@pytest.mark.parametrize("setting", ["quantiser", "statistics"])
+def test_codes_that_cannot_express_values_near_0_are_refused(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match="Expected LogQuantizer with a span for Downlink but got it without"):
+        Downlink(**{setting: LogQuantizer()})  # type: ignore[arg-type]
+    Downlink(**{setting: LogQuantizer(span=100.0)})  # type: ignore[arg-type]

@@ -70,13 +70,17 @@ class LogQuantizer(Quantiser):
         """Whether values near 0 may be sent as far larger ones, as ``span`` allows."""
         return self.span is not None
 
+    @property
+    def dense(self) -> bool:  # noqa: D102
+        return self.span is not None
+
     def apply(self, p_D: Tensor, context: Context) -> Update:
         """Return all values as codes; see :meth:`Compressor.apply`.
 
         Raises:
             ConfigurationError: there is no ``span``.
         """
-        if self.span is None:
+        if not self.dense:
             raise ConfigurationError(
                 "Expected LogQuantizer behind a sparsifier (hetfl.compression.Chain), or with a span, but got it alone"
             )

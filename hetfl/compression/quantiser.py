@@ -45,6 +45,11 @@ class Quantiser(Compressor):
     def value_bits(self) -> int:  # noqa: D102
         return self.bits
 
+    @property
+    def dense(self) -> bool:
+        """Whether it can code values of which some are near 0, as those of a dense vector."""
+        return True
+
     @abstractmethod
     def quantise(self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Return codes (k,), scales (B,), and zero points (B,) or (1,), as :class:`hetfl.codes.Codes` has them.

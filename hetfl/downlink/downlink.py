@@ -44,7 +44,7 @@ class Downlink:
             biases and the scales of norm layers. Buffers, frozen and personal tensors are never coded.
 
     Raises:
-        ConfigurationError: ``block`` is no power of two from 2 to 2^30.
+        ConfigurationError: ``block`` is no power of two from 2 to 2^30, or a quantiser cannot code values near 0.
     """
 
     def __init__(
@@ -59,6 +59,9 @@ class Downlink:
             raise ConfigurationError(
                 f"Expected block to be a power of two from 2 to 2^{MOST_LOG} for Downlink but got {block}"
             )
+        for given in (quantiser, statistics):
+            if given is not None and not given.dense:
+                raise ConfigurationError(f"Expected {type(given).__name__} with a span for Downlink but got it without")
         self.quantiser = quantiser or DynamicRange(bits=8, bucket=512, stochastic=True)
         self.rotate, self.block, self.statistics = rotate, block, statistics
         self.exact = None if exact is None else list(exact)
