@@ -146,6 +146,37 @@ def test_small_levels_use_and_update_the_leading_rows_of_the_start() -> None:
     assert bool(grown[12:].any())
 
 
+@pytest.mark.parametrize("columns", [0.0, 1.0])
+def test_a_client_whose_update_is_zero_does_not_move_the_warm_start(columns: float) -> None:
+    layout, vector, starts = Layout({"linear": (10, 12)}), normal(120), list[Tensor]()
+    left = torch.full((10, 2), columns)  # the columns are equal, the right ones opposite: the product is 0
+    right = 1e20 * normal(12, 1)[:, None] * torch.tensor([1.0, -1.0])
+    hostile = LowRankUpdate(torch.cat([left.flatten(), right.flatten()]), layout, (2,))
+    assert not bool(hostile.to_dense().any())
+    for others in ([], [hostile]):
+        compressor = low_rank(2)
+        for update in (compressor.apply(vector, Context(0.1, layout)), *others):
+            compressor.observe(update, layout)
+        compressor.end_round()
+        starts.append(compressor._start("linear", 12, 2))
+    torch.testing.assert_close(*starts, atol=1e-5, rtol=0)
+
+
+def test_a_left_factor_that_is_not_orthonormal_counts_by_its_product() -> None:
+    layout, compressor, left, right = Layout({"linear": (10, 12)}), low_rank(2), normal(20), normal(24, 1)
+    compressor.observe(LowRankUpdate(torch.cat([left, right]), layout, (2,)), layout)
+    product = left.view(10, 2).double() @ right.view(12, 2).double().T
+    torch.testing.assert_close(compressor._sums["linear"].norm(), product.norm())
+
+
+def test_the_warm_start_has_the_rank_of_the_server_and_no_tensor_that_is_sent_whole() -> None:
+    compressor, ranks = LowRank(rank=2, min_reduction=2.0), (5, 1, 5, 1, 0)
+    compressor.observe(LowRankUpdate(normal(sum(LowRankUpdate.lengths(LAYOUT, ranks))), LAYOUT, ranks), LAYOUT)
+    compressor.end_round()
+    shapes = {name: tuple(start.shape) for name, start in compressor._starts.items()}
+    assert shapes == {"conv": (27, 2), "linear": (12, 2)}
+
+
 def test_tensors_that_do_not_shrink_are_sent_whole_and_the_start_is_charged() -> None:
     compressor = LowRank(rank=2, min_reduction=2.0)
     vector = normal(LAYOUT.size)

@@ -15,6 +15,9 @@ from hetfl.seeding import generator as named_generator
 from hetfl.types import Report
 from hetfl.updates import LowRankUpdate, Update, matrix_shape
 
+ORTHONORMAL = 0.1
+"""A left factor P with a Frobenius norm of PᵀP − I of at most this counts as orthonormal, as float16 rounds it."""
+
 
 class LowRank(Compressor):
     r"""Send every tensor M, seen as a matrix (n, m), as :math:`\hat P Q^\top` of rank r.
@@ -114,10 +117,11 @@ class LowRank(Compressor):
             return
         parts = update.values.split(update.lengths(update.layout, update.ranks))
         for (name, shape), rank, part in zip(update.layout.shapes.items(), update.ranks, parts, strict=True):
-            if rank:
+            if rank and (most := self.rank_of(shape)):
                 rows, columns = matrix_shape(shape)
-                right_mr = part[rows * rank :].view(columns, rank).double().cpu()
-                self._sums[name] = _added(self._sums.get(name), right_mr)
+                left, right = part.double().cpu().split([rows * rank, columns * rank])
+                right_mr = _right(left.view(rows, rank), right.view(columns, rank))
+                self._sums[name] = _added(self._sums.get(name), right_mr[:, :most])
 
     def end_round(self) -> None:  # noqa: D102
         # Only the directions matter: the mean and the sum are one.
@@ -139,6 +143,18 @@ def _orthonormal(matrix_nr: Tensor) -> Tensor:
     """
     orthonormal_nr, triangular_rr = torch.linalg.qr(matrix_nr)
     return torch.where(triangular_rr.diagonal() < 0, -orthonormal_nr, orthonormal_nr)
+
+
+def _right(left_nr: Tensor, right_mr: Tensor) -> Tensor:
+    """Return the right factor of a product whose left factor is made orthonormal; that of an honest client as it is.
+
+    Its norm is then that of the product, which the server's bounds see. The columns of a client's left factor need
+    not be orthonormal: the product may be 0 with a right factor of any size.
+    """
+    gram_rr = left_nr.T @ left_nr
+    if float((gram_rr - torch.eye(len(gram_rr), dtype=gram_rr.dtype)).norm()) <= ORTHONORMAL:
+        return right_mr
+    return right_mr @ (_orthonormal(left_nr).T @ left_nr).T
 
 
 def _added(total: Tensor | None, part_mr: Tensor) -> Tensor:
