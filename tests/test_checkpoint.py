@@ -32,7 +32,7 @@ from hetfl.store import DiskStore
 from tests.conftest import small_data, small_levels, small_module
 
 ROOT = Path(__file__).parent.parent
-OPERATIONS = ["pathlib.Path.open", "os.fsync", "os.link", "os.replace", "os.open"]
+OPERATIONS = ["pathlib.Path.open", "os.fsync", "os.replace", "os.open"]
 
 
 def state(number: int) -> dict[str, Any]:
@@ -47,6 +47,44 @@ def test_the_newest_checkpoints_are_kept_and_torch_can_read_them(tmp_path: Path)
     assert numbers == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
     checkpoints.remove_checkpoint(path)
     assert not list(path.parent.iterdir())
+
+
+def test_without_hard_links_checkpoints_are_copied_or_else_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "last.ckpt"
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.link", fail)
+    for number in range(5):
+        checkpoints.save_checkpoint(state(number), path)
+    assert {name.name: checkpoints.load_checkpoint(name)["number"] for name in tmp_path.iterdir()} == {
+        "last.ckpt": 4,
+        "last.1.ckpt": 3,
+        "last.2.ckpt": 2,
+    }
+    checkpoints.keep = 2
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.warns(UserWarning, match=r"last\.ckpt not kept .*the new one replaces it"):
+        checkpoints.save_checkpoint(state(5), path)
+    assert not checkpoints.failed
+    assert checkpoints.load_checkpoint(path)["number"] == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint")
+def test_a_kept_checkpoint_that_replaced_a_damaged_one_is_kept_again(tmp_path: Path) -> None:
+    checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "last.ckpt"
+    for number in range(3):
+        checkpoints.save_checkpoint(state(number), path)
+    for damaged in (path, previous(path, 1)):
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert checkpoints.load_checkpoint(path)["number"] == 0
+    for number in range(3, 6):
+        checkpoints.save_checkpoint(state(number), path)
+    assert [checkpoints.load_checkpoint(previous(path, age))["number"] for age in range(3)] == [5, 4, 3]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

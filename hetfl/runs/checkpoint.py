@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -180,8 +181,9 @@ class SafeCheckpointIO(CheckpointIO):
                 link = older.with_name(f"{older.name}.tmp")
                 link.unlink(missing_ok=True)
                 try:
-                    os.link(newer, link)
-                    os.replace(link, older)
+                    if _linked(newer, link):
+                        os.replace(link, older)
+                        self._damaged.discard(older)
                 finally:
                     link.unlink(missing_ok=True)
 
@@ -227,6 +229,21 @@ class SafeCheckpointIO(CheckpointIO):
         if older and target.is_file() and damage(target) is None:
             for each in older:
                 each.unlink(missing_ok=True)
+
+
+def _linked(newer: Path, link: Path) -> bool:
+    """Give a checkpoint a second name, or copy it where there are no hard links; return False if neither can be."""
+    try:
+        os.link(newer, link)
+    except OSError:  # exFAT, vfat, SMB, some FUSE
+        try:
+            shutil.copyfile(newer, link)
+            with link.open("ab") as file:
+                to_disk(file)
+        except OSError as error:
+            rank_zero_warn(f"Checkpoint {printable(newer)} not kept ({printable(error)}); the new one replaces it")
+            return False
+    return True
 
 
 def _read(path: Path, location: Any) -> dict[str, Any]:
