@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 import os
 import tracemalloc
@@ -205,6 +206,35 @@ def test_a_failing_append_does_not_damage_the_next_row(logger: RunFolder, monkey
     monkeypatch.undo()
     logger.log_metrics({"lr": 0.3}, step=2)
     assert path.read_text() == "step,lr\n0,0.1\n1,0.2\n2,0.3\n"
+
+
+def test_a_short_write_leaves_the_row_as_it_was(logger: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger.log_metrics({"train/loss": 0.5, "lr": 0.1}, step=0)
+    path, write = metrics_of(logger), os.pwrite
+    for count in (3, 9):  # the disk is full within the old row, and after it
+        with monkeypatch.context() as full:
+            whole = [b"0,0.53125,0.125\n"]
+            full.setattr(
+                "os.pwrite", lambda file, data, at, n=count, w=whole: write(file, data[:n] if data in w else data, at)
+            )
+            with pytest.warns(UserWarning, match="Row 0 of .*No space left"):
+                logger.log_metrics({"train/loss": 0.53125, "lr": 0.125}, step=0)
+        assert path.read_text() == "step,train/loss,lr\n0,0.5,0.1\n"
+    logger.log_metrics({}, step=0)
+    logger.log_metrics({"lr": 0.2}, step=1)
+    assert path.read_text() == "step,train/loss,lr\n0,0.53125,0.125\n1,,0.2\n"
+
+
+def test_a_folder_on_a_disk_without_locks_is_used_with_a_warning(
+    logger: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with pytest.warns(UserWarning, match=r"Run folder .* not locked \(No locks available\)"):
+        logger.log_metrics({"lr": 0.1}, step=0)
+    assert metrics_of(logger).is_file()
 
 
 def opened(folder: str, saying: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import re
@@ -219,12 +220,15 @@ class MetricsFile:
         if len(line) < len(old):
             self._rewrite(self._columns, row=row)
             return
-        descriptor = os.open(self.path, os.O_WRONLY)
+        descriptor, start = os.open(self.path, os.O_WRONLY), self._end - len(old)
         try:
-            os.pwrite(descriptor, line, self._end - len(old))
+            if os.pwrite(descriptor, line, start) < len(line):  # the disk is full
+                os.pwrite(descriptor, old, start)
+                os.ftruncate(descriptor, self._end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         finally:
             os.close(descriptor)
-        self._last, self._end = row, self._end - len(old) + len(line)
+        self._last, self._end = row, start + len(line)
 
     def _lines(self) -> Iterator[str]:
         with self.path.open(encoding="utf-8", newline="") as file:

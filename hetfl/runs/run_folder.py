@@ -276,7 +276,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _locked(folder: Path) -> int:
-    """Lock a folder until the returned descriptor is closed or this process ends.
+    """Lock a folder until the returned descriptor is closed or this process ends; warn if its disk has no locks.
 
     Raises:
         ConfigurationError: another process has locked the folder.
@@ -285,9 +285,10 @@ def _locked(folder: Path) -> int:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit this lock
     except OSError as error:
-        os.close(lock)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
+            rank_zero_warn(f"Run folder {folder} not locked ({error.strerror}): no other process may write to it")
+            return lock
+        os.close(lock)
         raise ConfigurationError(
             f"Expected a run folder that no other process uses but got {folder}, to which another process writes"
         ) from None
