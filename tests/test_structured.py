@@ -138,6 +138,23 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
         )
 
 
+def test_a_residual_ages_from_the_round_in_which_its_update_was_taken() -> None:
+    """The update of round 0 arrives in round 20, and the client begins again in the round after."""
+    feedback, delta = ErrorFeedback(TopK(0.25), staleness=DropAfter(1)), torch.tensor([4.0, 3.0, 2.0, 1.0])
+    feedback.begin_round(0, 0.1)
+    message = feedback.prepare(0, delta, index=INDEX, round=0, lr=0.1)
+    feedback.begin_round(20, 0.1)
+    feedback.accept(message, decode(message.payload, Expected(0, 0, 4)))
+    feedback.note(1, 0, 1.0)
+    assert message.residual_D is not None
+    for round, factor in ((20, 1.0), (21, 1.0), (22, 0.0)):
+        again = feedback.prepare(0, delta, index=INDEX, round=round, lr=0.1)
+        sent = decode(again.payload, Expected(round, 0, 4))
+        assert again.residual_D is not None
+        assert torch.equal(sent.to_dense() + again.residual_D, delta + factor * message.residual_D)
+    assert feedback.lend(1, INDEX, delta)[1] == 20
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_residuals_outside_the_current_level_also_age(name: str) -> None:
     """The client returns at a smaller level, and then trains the larger level again."""

@@ -81,7 +81,7 @@ class ErrorFeedback(Piece):
         self._rounds: dict[int, int] = {}  # in which the server last took an update of the client
         self._compressed: frozenset[str] | None = None  # names of the tensors that are compressed; None: all
         self._mean_samples = 0.0  # of all clients
-        self._lr = 0.0
+        self._lr, self._round = 0.0, -1
         self._threshold: float | None = None
         self._sent: dict[str, tuple[int, int]] = {}  # in the round, by level: values sent, and entries of the vectors
 
@@ -193,7 +193,7 @@ class ErrorFeedback(Piece):
             self.residuals.write(client, index, residual_D, -1 if last is None else last)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._lr, self._sent = lr, {}
+        self._lr, self._round, self._sent = lr, round, {}
         self.compressor.begin_round(lr)
 
     def accept(self, message: Message, update: Update) -> None:
@@ -218,7 +218,7 @@ class ErrorFeedback(Piece):
         if message.residual_D is None:
             return
         outside = self._factor(message.client, message.round)
-        self._rounds[message.client] = message.round
+        self._rounds[message.client] = max(message.round, self._round)  # the client may have begun rounds ago
         new_D, where = message.residual_D, message.index
         written = self.residuals.write(message.client, where, new_D, message.round, outside=outside)
         if message.buffer is not None:
@@ -232,10 +232,10 @@ class ErrorFeedback(Piece):
 
         Args:
             client: of which the server took an update.
-            round: in which it did.
+            round: in which the client took the model; it is the present one, or earlier.
             squared_norm: ‖e_k‖², as the client reports it.
         """
-        self._rounds[client] = round
+        self._rounds[client] = max(round, self._round)
         self._squared_norms.pop(client, None)
         if squared_norm:
             self._squared_norms[client] = squared_norm
