@@ -20,6 +20,7 @@ from hetfl.errors import RefusedUpdate
 from hetfl.federation import FederatedCallback
 from hetfl.fleet import CsvFleet, Device, SameDevice, Work
 from hetfl.layout import Index
+from hetfl.parts import RandomChannels
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection import Uniform
@@ -176,6 +177,19 @@ def test_only_accepted_updates_change_residuals(fit: Fit, monkeypatch: pytest.Mo
             prepared += (k, r) in lengths
     assert kept > 3
     assert prepared > 0  # some dropped clients had compressed an update that did not arrive
+
+
+@pytest.mark.filterwarnings("ignore:No update of a round arrived")
+def test_a_download_that_the_deadline_cuts_is_not_complete(fit: Fit) -> None:
+    told = {}
+    for name, level, share in (("whole", "a", 1.1), ("cut", "b", 0.9)):
+        fleet, levels = SameDevice(Device(downlink=1000.0)), small_levels(1, 0.5)
+        module = small_module(parts=RandomChannels(), levels=levels, fleet=fleet, selection=Uniform(12))
+        module.ledger.deadline = share * dense_size(module.levels.sizes[level]) / 1000
+        fit(module, rounds=1, limit_val_batches=0)
+        told[name] = set(module.downloads._positions)
+    assert told["whole"]
+    assert not told["cut"]
 
 
 def test_phases_and_the_work_of_one_client_are_sequential() -> None:

@@ -183,7 +183,7 @@ class RunningRound:
         yield from self._lost_ones(tasks, sending)
         for reply in self.of.clients.train(sending):
             yield self._with(self._flight(reply.task), reply)
-        self._note_downloads(tasks)
+        self.server.note_downloads(tasks, self.probe)
 
     def send(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients take the model and begin to train elsewhere; their flights have no end yet."""
@@ -192,7 +192,7 @@ class RunningRound:
         flights = [replace(self._flight(task), end=math.inf) for task in sending]
         self.of.clients.post(sending)
         yield from flights
-        self._note_downloads(tasks)
+        self.server.note_downloads(tasks, self.probe)
 
     def arrived(self, flights: Sequence[Flight]) -> Iterator[Flight]:
         """Wait shortly for clients that work elsewhere; yield those of their flights that have ended."""
@@ -216,12 +216,6 @@ class RunningRound:
                 yield Flight(task, work)
             else:
                 sending.append(task)
-
-    def _note_downloads(self, tasks: Sequence[Task]) -> None:
-        asks = self.server.aggregators.first.asks_losses
-        for task in tasks:
-            if not asks or self.probe.initial_loss(task) is not None:
-                self.server.downloads.note(task)
 
     def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update; return the completed report if it was accepted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -129,6 +129,19 @@ class Server:
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
         beside = self.aggregators.shared_bytes(task.client, task.model)
         return model + beside + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
+
+    def note_downloads(self, tasks: Sequence[Task], probe: RoundProbe) -> None:
+        """Record the downloads of tasks that were complete by the deadline."""
+        for task in [each for each in tasks if self._downloaded(each, probe)]:  # a note changes what is downloaded
+            self.downloads.note(task)
+
+    def _downloaded(self, task: Task, probe: RoundProbe) -> bool:
+        if self.aggregators.first.asks_losses and probe.initial_loss(task) is None:
+            return False
+        if self.ledger.deadline is None:
+            return True
+        work = Work(self.down_bytes(task, probe), 0.0)
+        return self.ledger.seconds(task.client, task.round, work) <= self.ledger.deadline
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> dict[str, Tensor]:
         """Take the server's step, and return the holders of each entry; without an update the models do not change.
