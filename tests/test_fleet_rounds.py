@@ -22,6 +22,7 @@ from hetfl.fleet import CsvFleet, Device, SameDevice, Work
 from hetfl.layout import Index
 from hetfl.parts import RandomChannels
 from hetfl.piece import Facts
+from hetfl.schedule.timed_ledger import TimedLedger
 from hetfl.seeding import generator
 from hetfl.selection import Uniform
 from hetfl.types import Report
@@ -232,6 +233,22 @@ def test_an_update_that_takes_exactly_the_deadline_is_in_time() -> None:
     ledger.lose(0, 0, Work(8, 32.0, 3))  # in time, so it counts as a failure
     ledger.lose(0, 0, Work(8, 32.0, 4))
     assert (ledger.round.failed, ledger.round.dropped) == (1, 1)
+
+
+def test_a_deadline_counts_all_tasks_of_a_client_unless_each_has_its_own_clock() -> None:
+    fleet = SameDevice(Device(throughput=1.0, downlink=1.0, uplink=1.0))
+    fleet.setup(Facts([1] * 2, 0))
+    ledger, timed, work = Ledger(fleet, deadline=10.0), TimedLedger(fleet, deadline=10.0), Work(1, 3.0, 2)
+    for each in (ledger, timed):
+        each.begin_phase("training")
+        each.charge(0, 0, work)
+    assert timed.in_time(0, 0, work)
+    assert not ledger.in_time(0, 0, work)
+    assert ledger.in_time(1, 0, work)
+    for _ in range(2):
+        ledger.lose(0, 0, work)  # 4 s are left, and then none
+    assert (ledger.round.dropped, ledger.round.failed, ledger.round.seconds) == (2, 0, 10.0)
+    assert (ledger.round.down_bytes, ledger.round.flops, ledger.round.up_bytes) == (2, 6.0, 2)
 
 
 def test_waiting_ignores_clients_that_have_left_or_not_joined(tmp_path: Path) -> None:

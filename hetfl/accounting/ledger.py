@@ -130,6 +130,7 @@ class Ledger(Piece):
         self._last_share = self.up_share
         self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
         self._purpose = "training"
+        self._busy.clear()
         self.late.clear()
 
     def begin_phase(self, purpose: Purpose) -> None:
@@ -172,8 +173,12 @@ class Ledger(Piece):
         return float(self.fleet.seconds(client, round, work))
 
     def in_time(self, client: int, round: int, work: Work) -> bool:
-        """Return whether a client finishes its training by the deadline."""
-        return self.deadline is None or bool(self.fleet.seconds(client, round, work) <= self.deadline)
+        """Return whether a client finishes its training by the deadline, after its earlier work in the phase."""
+        return self.deadline is None or self.worked(client) + self.seconds(client, round, work) <= self.deadline
+
+    def worked(self, client: int) -> float:
+        """Return the seconds of the phase that a client has worked before its next work begins."""
+        return self._busy.get(client, 0.0)
 
     def lose(self, client: int, round: int, work: Work, late: bool = False) -> None:
         """Add the work of a client whose update is lost.
@@ -195,7 +200,9 @@ class Ledger(Piece):
             self.round.failed += 1
             self.total.failed += 1
         else:
-            self._add(self.fleet.done(client, round, work, self.deadline), self.deadline)
+            left = max(0.0, self.deadline - self.worked(client))
+            self._add(self.fleet.done(client, round, work, left), self.deadline)
+            self._busy[client] = self.deadline
             self.round.dropped += 1
             self.total.dropped += 1
 

@@ -29,6 +29,10 @@ class TimedLedger(Ledger):
             )
         super().begin_phase(purpose)
 
+    def worked(self, client: int) -> float:
+        """Return 0: a deadline counts from the moment at which a client takes the model."""
+        return 0.0
+
     def pass_until(self, time: float, idle: bool = False) -> None:
         """Set the clock.
 
