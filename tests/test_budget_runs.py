@@ -111,3 +111,21 @@ def test_a_report_out_of_range_is_refused(fit: Any) -> None:
     with pytest.warns(UserWarning, match=r"refused: Expected from 0 to .* for the 1-norm of a delta but got -1"):
         fit(built, rounds=2, limit_val_batches=0)
     assert built.ledger.total.refused > 0
+
+
+def test_a_run_that_has_spent_its_budget_gets_no_further_rounds(fit: Any, tmp_path: Path) -> None:
+    path = tmp_path / "done.ckpt"
+    fit(module(HardThreshold(budget=4_000)), rounds=4, name="done", limit_val_batches=0).save_checkpoint(path)
+    with pytest.raises(
+        ConfigurationError, match=r"more than \d+ bytes, which are spent, for rounds 5 to 8 but got 4000"
+    ):
+        fit(module(HardThreshold(budget=4_000)), rounds=8, ckpt=str(path), limit_val_batches=0)
+
+
+def test_a_second_fit_plans_with_the_rates_of_a_schedule_that_begins_again(fit: Any) -> None:
+    built = module(HardThreshold(budget=0.1))
+    rates = built.local.learning_rates(3)
+    for name in ("first", "second"):
+        trainer = fit(built, rounds=3, name=name, limit_val_batches=0)
+    assert built.uplink.compressor._control._lrs == rates + rates
+    assert table_of(trainer)["lr"].tolist()[-3:] == pytest.approx(rates)

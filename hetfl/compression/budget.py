@@ -48,6 +48,7 @@ class BudgetState:
         left: R, what is left for entries.
         share: share of R that one update of this round should take.
         mean_share: the mean of ``share`` over the rounds that are left.
+        length: number of rounds that the run was planned to have when its last round began; 0: no round has begun.
     """
 
     rounds: int = 0
@@ -65,6 +66,7 @@ class BudgetState:
     left: float = 0.0
     share: float = 0.0
     mean_share: float = 0.0
+    length: int = 0
 
 
 class _Report(NamedTuple):
@@ -154,7 +156,8 @@ class BudgetControl:
         """Set the numbers of a round that clients need.
 
         Raises:
-            ConfigurationError: the run has no last round, or more rounds than were planned.
+            ConfigurationError: the run has no last round, or more rounds than were planned; or rounds were added to a
+                run that has spent its budget.
         """
         state, t, rounds = self.state, self.state.rounds, len(self._goals)
         if not rounds:
@@ -165,6 +168,12 @@ class BudgetControl:
             )
         goal = self._goals[t]
         state.law, state.left = self._laws[t], self._left(rounds - t)
+        if 0 < state.length < rounds and state.left <= 0:
+            raise ConfigurationError(
+                f"Expected a budget of more than {state.spent:g} {self.unit}, which are spent, for rounds {t + 1} to "
+                f"{rounds} but got {self.amount:g}: nothing would be sent"
+            )
+        state.length = rounds
         state.share = self._effort(t) / (state.cohort * goal) if goal > 0 else 0.0
         state.mean_share = 1 / (state.cohort * (rounds - t))
         if state.log_norm is None:

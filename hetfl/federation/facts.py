@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from lightning import Trainer
 from torch import Tensor, nn
 
 from hetfl.clustering import Clustering
@@ -34,6 +35,11 @@ class Federation(Protocol):
     uplink: ErrorFeedback
     seed: int
 
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the run."""
+        ...
+
     def predict(self, net: nn.Module, inputs: Any) -> Tensor:
         """Return the outputs that an evaluation uses."""
         ...
@@ -52,6 +58,8 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
     kept = {"residuals": of.uplink.enabled and lossy, "memories": memories}
     server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
     scoring = (of.objective, of.predict)
+    # Without a checkpoint, a fit after another one begins the schedule of the learning rate again.
+    asked, done, rates = rounds or 0, 0 if of.trainer.ckpt_path else models.version, problem.local.learning_rates
     utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
     return Facts(
         sizes=data.sizes,
@@ -68,7 +76,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,
-        lrs=problem.local.learning_rates(rounds or 0),
+        lrs=rates(min(done, asked)) + rates(asked - done),
         cohort=of.selection.clients_per_round,
         utility=utility,
         tuning=None if utility is None else utility.tuned,
