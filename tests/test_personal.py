@@ -87,10 +87,10 @@ def test_fedper_equals_a_bare_loop(fit: Fit) -> None:
             assert torch.allclose(initial[name] + kept[name], value, rtol=0, atol=1e-11)
     sent = sum(value.numel() for value in body.values())
     row = table(trainer).iloc[-1]
-    assert row["comm/down_bytes_total"] >= rounds * 12 * (56 + 4 * sent)
+    assert row["comm/down_bytes_total"] >= rounds * 12 * (56 + 8 * sent)
     assert row["comm/up_bytes_total"] >= rounds * 12 * (56 + 8 * sent)
     assert module.task_parts.upload_sizes(data)["a"].size == sent
-    assert module.forecast.down_bytes()["a"] == 56 + 4 * sent
+    assert module.forecast.down_bytes()["a"] == 56 + 8 * sent
 
 
 def test_accuracies_with_personal_heads_are_logged_and_listed(fit: Fit) -> None:

@@ -33,8 +33,8 @@ def test_fedprox_with_stragglers_deadline_and_absent_clients_equals_the_referenc
     """Rates are powers of two, so seconds are exact; four of ten clients are present in the first round only."""
     data = made_data([11, 16, 23, 13, 18, 14, 12, 12, 12, 12])
     data.setup()
-    # A net of 47 parameters and 8 buffers takes 152 FLOPs per sample; downloads are float32, uploads float64.
-    deadline = (56 + 4 * 55) / 64 + 152 * data.sizes[PATIENT] * 2 / 256 + (56 + 8 * 55) / 64
+    # A net of 47 parameters and 8 buffers takes 152 FLOPs per sample; downloads and uploads are float64.
+    deadline = (56 + 8 * 55) / 64 + 152 * data.sizes[PATIENT] * 2 / 256 + (56 + 8 * 55) / 64
     rules = one_level(norm=True, samples=True, proximal=0.4, deadline=deadline, batch=5, weight_decay=0.01)
     local = LocalTraining(
         epochs=2, batch_size=5, optimizer=sgd(0.1, weight_decay=0.01), penalty=Proximal(0.4), stragglers=0.4

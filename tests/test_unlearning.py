@@ -100,7 +100,7 @@ def test_the_question_costs_a_download_a_forward_pass_and_the_sums(fit: Fit) -> 
     assert asking.costs["up_bytes"] == up
     flops = sum(module.levels.flops[level][0] * size for level, size in zip(levels, data.sizes, strict=True))
     assert asking.costs["flops"] == pytest.approx(flops)
-    down = sum(dense_size(module.parts.part(level, 1, k).size) for k, level in enumerate(levels))
+    down = sum(dense_size(module.parts.part(level, 1, k).size, itemsize=8) for k, level in enumerate(levels))
     assert down <= asking.costs["down_probes_bytes"] < 1.1 * down  # positions, where they are new
     assert asking.costs["seconds"] >= 0
 

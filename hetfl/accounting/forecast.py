@@ -32,6 +32,7 @@ class Forecast:
         further: by level, the number of entries that models do not share; None: all entries.
         told: by level, the bytes that encode the positions of a client's part; None: 0.
         down: by level, the bytes of a coded sub-model, and of a further one; None: W and W'.
+        itemsize: bytes of an entry of W and W' that is not coded.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Forecast:
         further: Mapping[str, int] | None = None,
         told: Mapping[str, int] | None = None,
         down: Mapping[str, tuple[int, int]] | None = None,
+        itemsize: int = 4,
     ) -> None:
         self.fleet, self.epochs, self.levels = fleet, epochs, list(entries)
         self.samples_N = np.array(sizes)
@@ -53,7 +55,10 @@ class Forecast:
         self.flops_L = np.array([flops[level][1] for level in entries])
         self.trying_L = tried * np.array([flops[level][0] for level in entries])
         unshared = entries if further is None else further
-        dense = {level: (wire.dense_size(entries[level]), wire.dense_size(unshared[level])) for level in entries}
+        dense = {
+            level: tuple(wire.dense_size(of[level], itemsize=itemsize) for of in (entries, unshared))
+            for level in entries
+        }
         first_L, further_L = np.array([(down or dense)[level] for level in entries]).T
         told_L = np.array([0 if told is None else told[level] for level in entries])
         self.down_L = first_L + max(tried - 1, 0) * further_L + told_L

@@ -72,7 +72,7 @@ class Broadcast(Piece):
     """Encodes parts of the global models for clients, and decodes the values that clients get.
 
     Args:
-        downlink: how values are coded; None: they are sent as float32.
+        downlink: how values are coded; None: they are sent as they are.
         models: the global models.
         personal: the tensors that stay with clients and are not sent.
         seed: of every random choice.
@@ -110,7 +110,7 @@ class Broadcast(Piece):
             known: number of these entries that the client already has; they are uncoded.
         """
         if not self.codes:
-            return wire.dense_size(values.size - known)
+            return wire.dense_size(values.size - known, itemsize=self._itemsize)
         total, messages = 0, self.sent(task, task.part).messages
         for number, group in self.groups(task.model, task.part):
             if travels := only(values, frozenset(group) & frozenset(values)):

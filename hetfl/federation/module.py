@@ -185,8 +185,8 @@ class FederatedModule(Method):
         """Build the round and the evaluation, for the present data and number of models."""
         tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
         entries, unshared, part_bytes, down = self.task_parts.predicted()
-        sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
-        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared, part_bytes, down)
+        known = (self.data.sizes, self.local.epochs, entries, self.levels.flops, tried, unshared, part_bytes, down)
+        self.forecast = Forecast(self.fleet, *known, requirements.itemsize(self.trainer))
         self.assignment.foresee(self.forecast.outlook(self.ledger.deadline))
         costs, policies = (self.ledger, self.downloads, self.forecast), (self.schedule, self.selection, self.local)
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)

@@ -57,6 +57,11 @@ def is_double(checkpoint: Mapping[str, Any]) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values())
 
 
+def itemsize(trainer: Trainer) -> int:
+    """Return the bytes of an entry of the models in a run."""
+    return 8 if trainer.precision == "64-true" else 4
+
+
 def rounds_asked(trainer: Trainer, version: int) -> int:
     """Return the round before which training ends; a value below 0 means no end.
 

@@ -92,8 +92,13 @@ def message_bytes(size: int, sent: Chosen, exact: int) -> int:
     return HEADER + len(index_block(sent.tolist())) + DOUBLE * (len(sent) + exact)
 
 
-def dense_bytes(entries: int) -> int:
-    return HEADER + SINGLE * entries
+def dense_bytes(entries: int, itemsize: int = SINGLE) -> int:
+    return HEADER + itemsize * entries
+
+
+def model_bytes(entries: int) -> int:
+    """Return the bytes of a download; models are float64."""
+    return dense_bytes(entries, 8)
 
 
 Positions = dict[str, tuple[NDArray[np.int64], ...]]

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from tests.reference.client import batches, dense_bytes
+from tests.reference.client import batches, dense_bytes, model_bytes
 from tests.reference.federation import Federation, _slice
 from tests.reference.layers import Array, Pass
 from tests.reference.nets import Labels, Objective, Owned
@@ -95,7 +95,7 @@ class Evaluation:
         needed = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
         down = 0
         if not any(all((needed[name] <= other.get(name, False)).all() for name in needed) for other in has):
-            down = dense_bytes(sum(int(held.sum()) for held in needed.values()))
+            down = model_bytes(sum(int(held.sum()) for held in needed.values()))
             down += self.federation.tell(level, t, NOBODY, client)
         up = dense_bytes(sum(2 * len(moments[0][0]) + 1 for moments in sums.values()))
         flops = self.federation.flops[level][0] * len(self.given.clients[client].train)

@@ -14,6 +14,7 @@ from tests.reference.client import (
     flat,
     loss_of,
     message_bytes,
+    model_bytes,
     owned,
     parameters,
     positions,
@@ -96,7 +97,7 @@ class Federation:
     def down(self, level: str, t: int, client: int) -> int:
         """Return the download bytes of a client's sub-model and of its positions in the global model."""
         where, masks = self.held(level, t, client)
-        return dense_bytes(len(flat(self.models[0], where, list(where), masks))) + self.tell(level, t, client, client)
+        return model_bytes(len(flat(self.models[0], where, list(where), masks))) + self.tell(level, t, client, client)
 
     def tell(self, level: str, t: int, whose: int, client: int) -> int:
         """Return the download bytes of a part's positions; 0 if the client received the same positions last."""
@@ -164,7 +165,7 @@ class Federation:
                 known = self.rules.shared if number else frozenset()
                 size = self.rules.entries(level, without=known)
                 flops = self.flops[level][0] * len(self.given.clients[client].train)
-                self.ledger.spend(client, dense_bytes(size), flops, 0 if number else dense_bytes(1))
+                self.ledger.spend(client, model_bytes(size), flops, 0 if number else dense_bytes(1))
 
     def client(self, client: int, epochs: int, t: int) -> Arrived | None:
         """Let a client train and send; return its update if the server accepts it."""
