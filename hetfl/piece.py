@@ -152,6 +152,9 @@ class Piece(ABC):  # noqa: B024
     def bind(self, folder: str | None) -> None:
         """Set the folder in which the piece may keep files; None: there is none."""
 
+    def find(self, folder: str) -> None:
+        """Set the folder in which a run kept the piece's files, before an evaluation loads the run's checkpoint."""
+
     def begin(self) -> None:
         """Prepare for rounds, after a checkpoint was loaded and the models are on their device. Reset nothing."""
 

@@ -169,6 +169,24 @@ def test_a_resumed_run_ends_with_the_same_bits_in_memory_and_on_disk(fit: Fit, t
         assert_kept_alike(whole, other)
 
 
+def test_a_checkpoint_of_a_run_with_personal_tensors_on_disk_is_tested(fit: Fit, tmp_path: Path) -> None:
+    def module() -> FederatedModule:
+        return small_module(personal=Personal(["classifier.bias"], DiskStore()))
+
+    trained, paths, scores = module(), [], []
+    for name in ("one", "two"):
+        trainer = fit(trained, rounds=1, name=name)
+        paths.append(Path(str(trainer.log_dir)) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(paths[-1])
+        scores.append(trainer.test(trained, datamodule=small_data(), verbose=False))
+    fresh = module()
+    for path, expected in zip(paths, scores, strict=True):
+        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        found = trainer.test(fresh, small_data(), ckpt_path=str(path), weights_only=True, verbose=False)
+        assert found[0].items() <= expected[0].items()  # without a logger there is no step
+    trainer.test(trained, small_data(), ckpt_path=str(paths[0].rename(tmp_path / "a.ckpt")), weights_only=True)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

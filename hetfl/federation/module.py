@@ -177,9 +177,7 @@ class FederatedModule(Method):
             self._checked_data = data
         self._assemble()
         if stage == "fit":
-            folder = self.trainer.log_dir if self.trainer.loggers else None
-            for name, piece in self.pieces.items():
-                piece.bind(f"{folder}/{piece.files or name}" if folder else None)
+            writing.bind(self.trainer, self.pieces)
 
     def _assemble(self) -> None:
         """Build the round and the evaluation, for the present data and number of models."""
@@ -281,6 +279,8 @@ class FederatedModule(Method):
         """Load the federation's state, before Lightning loads its own; refuse another federation's checkpoint."""
         data = requirements.known_data(self)
         training = data is not None and bool(self.trainer.training)
+        if data is not None and not training:
+            writing.find(self.trainer, self.pieces)
         self.run_state.load(checkpoint, data, self.pieces, training)
         if self.trainer.precision == "64-true" if data is not None else requirements.is_double(checkpoint):
             self.double()  # Lightning does so only after loading the checkpoint's weights, rounded to float32

@@ -72,6 +72,9 @@ class Personal(Piece):
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.store.bind(folder)
 
+    def find(self, folder: str) -> None:  # noqa: D102
+        self.store.find(folder)
+
     def describe(self) -> str:
         """Return the patterns and the store; an empty text if there are no patterns."""
         return f"{self.names} in {self.store.describe()}" if self.names else ""

@@ -60,6 +60,9 @@ class ClientStore(ABC):
     def bind(self, folder: str | None) -> None:
         """Set the run's folder, in which a store may keep files; None if there is none. By default does nothing."""
 
+    def find(self, folder: str) -> None:
+        """Read the files of a run in a folder, unless the store is bound to a run. By default does nothing."""
+
     def checkpointed(self) -> None:
         """Called once a checkpoint with the last :meth:`state_dict` is on the disk. By default does nothing."""
 

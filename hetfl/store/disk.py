@@ -39,6 +39,7 @@ class DiskStore(ClientStore):
             raise ConfigurationError(f"Expected keep of at least 2 checkpoints but got {keep}")
         self._given, self._keep = folder, keep
         self._folder = None if folder is None else Path(folder)
+        self._bound = folder is not None
         self._rounds: dict[int, int] = {}
         self._digests: dict[int, str] = {}  # of the clients' files
         self._known = False  # whether the files in the folder are this run's
@@ -61,6 +62,7 @@ class DiskStore(ClientStore):
         if self._given is not None:
             return
         before, self._folder = self._folder, None if folder is None else Path(folder)
+        self._bound = folder is not None
         if self._path == before or before is None:
             return
         self._superseded = {}
@@ -68,6 +70,10 @@ class DiskStore(ClientStore):
         names = [file_name(*item) for item in self._rounds.items() if item[0] not in self._unwritten]
         for name in names if self._known else []:
             write_whole(self._path / name, (before / name).read_bytes())
+
+    def find(self, folder: str) -> None:  # noqa: D102
+        if not self._bound:
+            self._folder = Path(folder)
 
     def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name; empty for a client without any.

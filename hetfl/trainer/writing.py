@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import class_mix, divergence
 from hetfl.objectives import Objective
+from hetfl.piece import Piece
 from hetfl.printable import printable
 from hetfl.runs import RunFolder, about
 from hetfl.runs.headline import ACCURACY, FILE, Headline
@@ -37,6 +39,20 @@ DATA_COLUMNS = ("client", "samples", "divergence", "noise")
 def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
     """Return the loggers that are run folders."""
     return [logger for logger in loggers if isinstance(logger, RunFolder)]
+
+
+def bind(trainer: Trainer, pieces: Mapping[str, Piece]) -> None:
+    """Set the folders of the files that pieces keep in a run."""
+    folder = trainer.log_dir if trainer.loggers else None
+    for name, piece in pieces.items():
+        piece.bind(f"{folder}/{piece.files or name}" if folder else None)
+
+
+def find(trainer: Trainer, pieces: Mapping[str, Piece]) -> None:
+    """Set the folders of the files that pieces kept in the run whose checkpoint is evaluated."""
+    run = Path(trainer.ckpt_path or "").parent.parent
+    for name, piece in pieces.items() if trainer.ckpt_path else ():
+        piece.find(str(run / (piece.files or name)))
 
 
 def check_rounds(loggers: Iterable[object], before: int) -> None:
