@@ -19,11 +19,14 @@ from flwr.app import RecordDict
 
 from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, GammaFedHT
+from hetfl.compression.staleness import Decay
+from hetfl.errors import ConfigurationError
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.letters import Failure, Letter
 from hetfl.flower.messages import read_request
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
+from hetfl.flower.refusals import check_federation
 from hetfl.schedule import Asynchronous, Buffered, Schedule, SemiSynchronous, Synchronous
 from hetfl.schedule.clocks import RealClock
 from hetfl.schedule.timed import Timed as Schedules
@@ -150,3 +153,16 @@ def test_answers_at_once_and_a_buffer_of_the_cohort_are_the_bits_of_synchronous_
         fit(made, rounds=3, name=type(schedule).__name__, limit_val_batches=0)
         ends.append(tensors(made))
     assert all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
+
+
+@pytest.mark.parametrize(("schedule", "refused"), [(Asynchronous(), True), (Synchronous(), False)])
+def test_residuals_that_age_are_refused_where_rounds_overlap(schedule: Schedule, refused: bool) -> None:
+    federation = module(schedule)
+    federation.uplink.staleness = Decay(0.5)
+    if not refused:
+        check_federation(federation)
+        return
+    with pytest.raises(
+        ConfigurationError, match="staleness Keep on Flower with the schedule Asynchronous but got Decay"
+    ):
+        check_federation(federation)

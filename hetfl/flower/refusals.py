@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hetfl.clustering import OneCluster
+from hetfl.compression.staleness import Keep
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 
@@ -15,7 +16,8 @@ def check_federation(module: FederatedModule) -> None:
 
     Raises:
         ConfigurationError: a client would have several states, the server would need clients' memories, which only the
-            nodes have, or gradients or answers to questions, which nodes do not send, or frozen parameters change.
+            nodes have, or gradients or answers to questions, which nodes do not send, frozen parameters change, or
+            residuals age by rounds that nodes do not know.
     """
     penalty, clustering = module.penalty, module.clustering
     if module.parts.asks_gradients:
@@ -32,6 +34,11 @@ def check_federation(module: FederatedModule) -> None:
         raise ConfigurationError(
             f"Expected an aggregator that changes no frozen parameters on Flower, whose nodes keep theirs, but got "
             f"{type(module.aggregator.first).__name__}"
+        )
+    if not module.schedule.in_step and not isinstance(module.uplink.staleness, Keep):
+        raise ConfigurationError(
+            f"Expected staleness Keep on Flower with the schedule {type(module.schedule).__name__} but got "
+            f"{type(module.uplink.staleness).__name__}: nodes do not know the round in which an update was accepted"
         )
     if clustering.apart:
         raise ConfigurationError(
