@@ -100,7 +100,8 @@ def test_drop_small_clients_leaves_them_out() -> None:
 
 
 def test_drop_small_clients_leaves_out_clients_of_a_partitioner() -> None:
-    every = numbered(num_clients=40, partitioner=Dirichlet(0.05, min_samples=0), min_samples=0)
+    every = numbered(num_clients=40, partitioner=Dirichlet(0.05, min_samples=0))
+    every.min_samples = 0  # the constructor refuses it
     sizes = ready(every).sizes
     assert min(sizes) < 2
     with pytest.warns(UserWarning, match="of 40 with fewer than 2 training samples"):

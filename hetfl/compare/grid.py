@@ -106,7 +106,7 @@ def _names_of(values: Sequence[str]) -> list[str]:
     >>> _names_of(["hetfl.compression.TopK", "[4, 8]", "0.25"])
     ['TopK', '4_8', '0.25']
     >>> _names_of(["mine.Net", "other.Net", "[1]", "1"])
-    ['mine.Net', 'other.Net', '1-3', '1-4']
+    ['mine.Net-1', 'other.Net-2', '1-3', '1-4']
     """
     short = [value.rpartition(".")[2] if A_CLASS.fullmatch(value) else value for value in values]
     for given in (short, values):

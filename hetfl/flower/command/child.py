@@ -62,9 +62,9 @@ def is_of_this_machine(scope: Mapping[str, Any]) -> bool:
 def admit_only_nodes() -> None:
     """Let the SuperLink of this process use :class:`OnlyNodes`."""
     from flwr.superlink import extensions
-    from starlette.middleware import Middleware
 
-    extensions.get_middleware = lambda: (Middleware(OnlyNodes),)
+    middleware = extensions.Middleware  # type: ignore[attr-defined]  # Starlette's, which hetfl does not declare
+    extensions.get_middleware = lambda: (middleware(OnlyNodes),)
 
 
 def main() -> None:
