@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import Any, ClassVar, Protocol
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from hetfl.arguments import keep_arguments
 from hetfl.errors import ConfigurationError
@@ -68,6 +68,9 @@ class Facts:
         server_training: returns what local training on the server's samples changes of a global model's tensors, by
             name, given the round, γ_t, the epochs (None: those of clients) and the number of the model; None for pieces
             that do not declare that they read them.
+        models: the present global models; a run may add further ones.
+        personal: names of the tensors that stay with their client.
+        build: returns a new net of a level, given its name; None: not known.
     """
 
     sizes: Sequence[int] = ()
@@ -90,6 +93,9 @@ class Facts:
     tuning: Tuning | None = None
     classes: int = 0
     server_training: Callable[[int, float, int | None, int], Mapping[str, Tensor]] | None = None
+    models: nn.ModuleList = field(default_factory=nn.ModuleList)
+    personal: frozenset[str] = frozenset()
+    build: Callable[[str], nn.Module] | None = None
 
     @property
     def num_clients(self) -> int:

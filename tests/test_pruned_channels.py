@@ -12,12 +12,17 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from hetfl import FedAvg, HeteroFL
+from hetfl import FedAvg, HeteroFL, Level
+from hetfl.clustering import IFCA
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, Sequential, Stacked
 from hetfl.models import ConvNet
-from hetfl.parts import PartRule, PrunedChannels, PrunedGroup, RandomMask, Rolling
+from hetfl.part import Part
+from hetfl.parts import PartRule, PrunedChannels, PrunedGroup, RandomMask, RankedMask, RewoundMask, Rolling, VotedMask
+from hetfl.parts.alternating_factors import AlternatingFactors
+from hetfl.pruning import Cubic
 from hetfl.pruning.channels.groups import channel_groups
+from hetfl.schedule import Asynchronous
 from hetfl.submodel import parameters_of
 from hetfl.testing import check_part_rule
 from tests.conftest import small_data, small_levels, small_module
@@ -85,6 +90,64 @@ def test_pruned_entries_stay_zero_and_all_others_train(
                 gone.index_fill_(dim, torch.tensor(group.channels), True)
         assert bool((parameter[gone] == 0).all())
         assert bool((parameter[~gone] != before[name][~gone]).float().mean() > 0.9)
+
+
+def gone(part: Part, net: nn.Module) -> Tensor:
+    """Return which entries of a part's index belong to pruned channels, shape (D,)."""
+    marks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in part.layout.shapes.items()}
+    for group in pruned(net):
+        for name, dims in group.tensors.items():
+            for dim in dims:
+                marks[name].index_fill_(dim, torch.tensor(group.channels), True)
+    return torch.cat([mark.flatten() for mark in marks.values()])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_client_sends_what_the_other_rule_sends_without_the_channels(dense: bool) -> None:
+    inner = RankedMask(complement=True, schedule=Cubic(begin=1, until=2) if dense else None)
+    module = small_module(parts=rule_of(inner), levels={"a": Level("a"), "b": Level("b", density=0.3)})
+    rule = module.parts
+    whole = inner.part("b", 0, 0)
+    expected, part = inner.sent(whole, "b", 0, 0), rule.part("b", 0, 0)
+    sent = rule.sent(part, "b", 0, 0)
+    every_D = torch.ones(part.layout.size, dtype=torch.bool)
+    marks_D = gone(part, module.net)
+    held_D, sent_D = (every_D if each.mask_D is None else each.mask_D for each in (part, sent))
+    assert torch.equal(sent_D, (every_D if expected.mask_D is None else expected.mask_D) & ~marks_D)
+    assert bool((held_D & ~marks_D).any())
+    assert bool(sent_D.any())
+
+
+def test_what_the_other_rule_declares_is_passed_on() -> None:
+    twice = rule_of(rule_of(RankedMask(complement=True)))
+    assert twice.trains_all
+    assert rule_of(AlternatingFactors()).trains_sent
+    assert {name: type(each) for name, each in twice.members().items()} == {
+        "rule": PrunedChannels,
+        "rule.rule": RankedMask,
+    }
+    rewound = RewoundMask()
+    small_module(parts=rule_of(rewound), levels={"a": Level("a"), "b": Level("b", density=0.3)})
+    rewound._rewound.add(3)
+    values = rule_of(rewound).first_values(3)
+    assert values is not None
+    assert values.keys() == parameters_of(ConvNet(hidden=(8, 16))).keys()
+
+
+def test_a_schedule_refuses_a_rule_that_learns_behind_the_channels(fit: Fit) -> None:
+    levels = {"a": Level("a"), "b": Level("b", density=0.3)}
+    module = small_module(parts=rule_of(VotedMask()), levels=levels, schedule=Asynchronous())
+    with pytest.raises(ConfigurationError, match="a part rule that does not learn with .* but got VotedMask"):
+        fit(module, rounds=1)
+
+
+def test_channels_are_pruned_in_every_global_model(fit: Fit) -> None:
+    module = small_module(FedAvg, parts=rule_of(), levels=small_levels(1.0), clustering=IFCA(2))
+    fit(module, rounds=1, limit_val_batches=0)
+    index = module.levels.indices["a"]
+    for net in module.models:
+        vector_D = torch.cat([dict(net.named_parameters(), **dict(net.named_buffers()))[n].flatten() for n in index])
+        assert not bool(vector_D[gone(index, net)].any())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hetfl.clustering import Clustering
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
+from hetfl.downlink.broadcast import Broadcast
 from hetfl.federation.hosting import Hosting
 from hetfl.global_models import GlobalModels
 from hetfl.levels.level_set import LevelSet
@@ -33,6 +34,7 @@ class Federation(Protocol):
     selection: Selection
     hosting: Hosting
     uplink: ErrorFeedback
+    downlink: Broadcast
     seed: int
 
     @property
@@ -82,4 +84,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         tuning=None if utility is None else utility.tuned,
         classes=outputs if of.objective.owns_labels else 0,
         server_training=None if server is None else ServerTraining(problem, server, models, outputs),
+        models=models,
+        personal=of.downlink.personal,
+        build=of.levels.build,
     )

@@ -50,8 +50,9 @@ def _of_policies(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, str]]:
     rule = pieces["parts"]
     if cast(_Rule, rule).asks_gradients:
         yield "a part rule that asks for no gradients", f"{_name(rule)}, which asks a round's cohort"
-    if type(rule).observe is not Piece.observe:
-        yield "a part rule that does not learn", f"{_name(rule)}, which reads updates as those of the present parts"
+    learning = [each for each in (rule, *rule.members().values()) if type(each).observe is not Piece.observe]
+    for each in learning[:1]:
+        yield "a part rule that does not learn", f"{_name(each)}, which reads updates as those of the present parts"
 
 
 def _of_aggregation(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, str]]:
