@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import cos, floor, pi
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask, VotedMask
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, HuntedMask, PersonalMask, RankedMask, VotedMask
 from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
+from hetfl.parts.mask_rule import MaskRule, weights_of
 from hetfl.piece import Facts
-from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
-from hetfl.pruning.gradients import ClientGradient, GradientRequest
+from hetfl.pruning.criteria import Criterion, GradientPerTime, Magnitude, Movement, RandomScore, SquaredTaylor
+from hetfl.pruning.gradients import ClientGradient, GradientRequest, MaskRequest
 from hetfl.pruning.schedules import Cubic
-from hetfl.types import Level, Report
+from hetfl.types import Level, Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate
 from tests.mask_cases import DENSITY, all_together, check, per_layer, sizes
 from tests.reference.cases import Fit
@@ -100,6 +103,82 @@ def test_one_of_three_votes_is_no_majority_and_one_entry_stays(votes: list[list[
         rule.observe(update, rule.levels.indices["a"], Report(client, "b", 1, 0.0))
     rule.end_round(0)
     assert rule.mask["weight"].flatten().tolist() == [bool(each) for each in kept]
+
+
+def met(rule: MaskRule, values: Sequence[Sequence[float]], **facts: Any) -> MaskRule:
+    """Return a rule in a federation of global models with four weights each."""
+    levels = LevelSet(four_weights, {"a": Level("a"), "b": Level("b", density=0.5)}, seed=0)
+    models = nn.ModuleList([levels.net, *(levels.draw(number) for number in range(1, len(values)))])
+    with torch.no_grad():
+        for net, each in zip(models, values, strict=True):
+            net.get_parameter("weight").copy_(torch.tensor([each]))
+    rule.meet(levels, 0)
+    rule.setup(Facts(sizes=[1] * 4, **{"rounds": 4, "models": models, **facts}))
+    return rule
+
+
+def weights(rule: MaskRule) -> list[list[float]]:
+    return [net.get_parameter("weight").flatten().tolist() for net in rule.models]
+
+
+def test_pruned_entries_are_zero_in_every_global_model() -> None:
+    rule = met(RankedMask(erase=True), [[4, 3, 2, 1], [8, 7, 6, 5]])
+    rule.begin()
+    assert weights(rule) == [[4, 3, 0, 0], [8, 7, 0, 0]]
+    rule.models[1].get_parameter("weight").data.fill_(9.0)  # a new model of a cluster
+    rule.begin_round(0, 0.1)
+    assert weights(rule) == [[4, 3, 0, 0], [9, 9, 0, 0]]
+
+
+def test_a_client_votes_by_the_values_of_its_own_global_model() -> None:
+    rule = met(VotedMask("layer"), [[4, 3, 2, 1], [1, 2, 3, 4]])
+    rule.begin_round(0, 0.1)
+    for client, model in enumerate([0, 1, 1]):
+        update = DenseUpdate(torch.zeros(4).double())
+        rule.observe(update, rule.levels.indices["a"], Report(client, "b", 1, 0.0, model=model))
+    rule.end_round(0)
+    assert weights(rule) == [[0, 0, 2, 1], [0, 0, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "message"),
+    [
+        (PersonalMask(), {"personal": frozenset(["weight"])}, "no personal weight for PersonalMask.* got 'weight'"),
+        (VotedMask(), {"personal": frozenset(["weight"])}, "no personal weight for VotedMask.* but got 'weight'"),
+        (DynamicMask(OwnMasks()), {"personal": frozenset(["weight"])}, "no personal weight for DynamicMask"),
+        (HuntedMask(every=2), {"personal": frozenset(["weight"])}, "no personal weight for HuntedMask"),
+        (DynamicMask(), {"rounds": -1}, "until, or trainer.max_epochs, for DynamicMask.* a run without a last round"),
+        (RankedMask(schedule=Cubic()), {"rounds": -1}, "until, or trainer.max_epochs, for RankedMask"),
+        (VotedMask(schedule=Cubic()), {"rounds": -1}, "until, or trainer.max_epochs, for VotedMask"),
+    ],
+)
+def test_facts_that_do_not_fit_the_rule_are_refused(rule: MaskRule, facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        met(rule, [[4, 3, 2, 1]], **facts)
+    met(rule, [[4, 3, 2, 1]])
+
+
+def test_schedules_with_an_end_need_no_last_round() -> None:
+    for rule in (DynamicMask(until=3), RankedMask(schedule=Cubic(until=3)), RankedMask(), GreedyMask()):
+        met(rule, [[4, 3, 2, 1]], rounds=-1)
+
+
+def test_clients_score_by_their_own_model_and_random_scores_change() -> None:
+    rule = met(ClientImportance(RandomScore()), [[4, 3, 2, 1], [1, 2, 3, 4]])
+    index, densities = rule.levels.indices["a"], {"b": 0.5}
+
+    def sent(criterion: Criterion, task: Task) -> list[int]:
+        models = [weights_of(net) for net in rule.models]
+        request = MaskRequest(criterion=criterion, densities=densities, weights=models, seconds={"weight": 1.0})
+        update = request.chosen(torch.ones(4), index, task)
+        assert isinstance(update, SparseUpdate)
+        return update.indices.tolist()
+
+    assert [sent(SquaredTaylor(), Task(0, "b", 0, 0, model=model)) for model in (0, 1)] == [[0, 1], [2, 3]]
+    assert sent(GradientPerTime(), Task(0, "b", 0, 0)) == [0, 1]
+    drawn = {tuple(sent(RandomScore(), Task(client, "b", 0, 0))) for client in range(20)}
+    assert len(drawn) > 3
+    assert len({tuple(sent(RandomScore(), Task(0, "b", round, 0))) for round in range(20)}) > 3
 
 
 def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:
@@ -327,7 +406,7 @@ def test_posterior_of_fedrts_has_the_values_by_hand() -> None:
     held = {name: torch.tensor([[True, True], [False, False]])}
     whole = Part({name: (slice(0, 2), slice(0, 2))})
     part = Part(whole, held[name].flatten())
-    exchange = Exchange(0, 0, held, {name: 1}, lambda: weights)
+    exchange = Exchange(0, 0, held, {name: 1}, lambda: weights, lambda: [weights])
     growth.consult(exchange, [0, 1], Votes(whole))
     growth.observe(exchange, DenseUpdate(torch.tensor([0.0, 0.0])), part, Report(0, "b", 3, 0.0))
     growth.observe(exchange, DenseUpdate(torch.tensor([0.0, 5.0])), part, Report(1, "b", 1, 0.0))

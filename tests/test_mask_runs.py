@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from hetfl import FederatedModule, Level
 from hetfl.analysis import holders
+from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Dynamic
@@ -31,8 +32,9 @@ from hetfl.parts import (
     VotedMask,
 )
 from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
+from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning import Cubic
-from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
+from hetfl.pruning.criteria import Gradient, Movement, NormScale, SquaredTaylor
 from hetfl.selection import Uniform
 from hetfl.testing import check_part_rule
 from hetfl.updates import DenseUpdate
@@ -179,6 +181,16 @@ def test_pruned_entries_are_zero_and_dense_and_sparse_levels_agree(fit: Fit) -> 
     assert all(not weight[~parts.held(0.3)[name]].any() for name, weight in weights.items())
 
 
+@pytest.mark.parametrize("rule", ["server", "voted", "own", "importance"])
+def test_rules_with_masks_train_several_global_models(fit: Fit, rule: str) -> None:
+    module = small_module(levels=SPARSE, parts=RULES[rule](), clustering=IFCA(2, jitter=0.1), selection=Uniform(6))
+    fit(module, rounds=3, limit_val_batches=0)
+    assert isinstance(module.parts, MaskRule)
+    pruned = [net.get_parameter(name)[~mask] for net in module.models for name, mask in module.parts.mask.items()]
+    assert sum(each.numel() for each in pruned) > 0
+    assert any(bool(each.any()) for each in pruned) == (rule in ("own", "importance"))
+
+
 def test_masks_of_several_densities_are_nested() -> None:
     levels = {"a": Level("a"), "b": Level("b", density=0.5), "c": Level("c", 0.5, density=0.2)}
     module = small_module(levels=levels, parts=RankedMask())
@@ -202,6 +214,12 @@ def test_parts_that_depend_on_the_weights_cannot_be_replayed(fit: Fit) -> None:
         (DynamicMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for DynamicMask.*\[0.3, 0.1\]"),
         (GreedyMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for GreedyMask.*\[0.3, 0.1\]"),
         (DynamicMask, {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}, "whole width and depth at level b"),
+        (HuntedMask, {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}, "whole width and depth at level b"),
+        (
+            lambda: RankedMask(complement=True),
+            {**SPARSE, "c": Level("c", density=0.1)},
+            r"one density below 1 with complement but got \[0.3, 0.1\]",
+        ),
         (lambda: DynamicMask(scope="layer"), {"a": Level("a"), "b": Level("b", density=1e-4)}, "leaves none of the"),
     ],
 )
@@ -220,6 +238,9 @@ def test_levels_that_do_not_fit_the_rule_are_refused(
         (lambda: ThresholdMask(0.1, after=3, every=1, until=3), "until above after but got 0.1, 3, 1, 3"),
         (lambda: ThresholdMask(0.1, until=3), "every above 0 with until, for a threshold that rises, but got 0"),
         (lambda: RankedMask(complement=True, shrink=True), "shrink: false with complement"),
+        (lambda: RankedMask(NormScale()), "a criterion for every entry but got NormScale"),
+        (lambda: DynamicMask(first=NormScale()), "a first criterion of initial weights.* but got NormScale"),
+        (lambda: DynamicMask(first=SquaredTaylor()), "a first criterion of initial weights.* but got SquaredTaylor"),
         (lambda: DynamicMask(share=1.0), r"share in \(0, 1\).* but got 1.0, 10, None"),
         (lambda: GreedyMask(fixed_seconds=0), "fixed_seconds and half_life above 0"),
         (lambda: ClientImportance(Movement()), r"criterion of present weights.* but got Movement\(since=start\)"),

@@ -63,6 +63,10 @@ class RoundProbe:
         """Return the name of a client's level in the round."""
         return self.probing.assignment.level(client, self.round)
 
+    def model(self, client: int) -> int:
+        """Return the number of a client's global model."""
+        return self.probing.clustering.cluster_of(client)
+
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
 
@@ -118,7 +122,7 @@ class RoundProbe:
             tasks = [self.probing.task_parts.given(task, task.part.dense) for task in tasks]
         for result in self.probing.clients.run(partial(gradients, samples=request.samples), tasks):
             task, part = result.task, only(result.task.part, trained)
-            update = request.chosen(result.vector, part, task.level)
+            update = request.chosen(result.vector, part, task)
             try:
                 payload = wire.encode(update, round=self.round, client=task.owner)
             except ValueError as error:

@@ -48,6 +48,10 @@ class GradientProbe(Protocol):
 class AskingProbe(GradientProbe, Protocol):
     """Asks clients for gradients, and questions."""
 
+    def model(self, client: int) -> int:
+        """Return the number of a client's global model."""
+        ...
+
     def answers(self, clients: Sequence[int], question: Question) -> dict[int, Tensor]:
         """Return by client the answers, float64, shape (size,); a client without a valid answer is left out."""
         ...

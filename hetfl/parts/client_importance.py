@@ -11,8 +11,8 @@ from torch import Tensor
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.parts.base import GradientProbe
-from hetfl.parts.mask_rule import MaskRule
-from hetfl.pruning.criteria import Criterion, Magnitude, SquaredTaylor
+from hetfl.parts.mask_rule import MaskRule, weights_of
+from hetfl.pruning.criteria import Criterion, GradientPerTime, Magnitude, SquaredTaylor
 from hetfl.pruning.densities import Masks, Scope, best, packed, unpacked
 from hetfl.pruning.gradients import MaskRequest
 from hetfl.submodel import put
@@ -38,6 +38,7 @@ class ClientImportance(MaskRule):
 
     personal = True
     asks_gradients = True
+    follows_clients = True
 
     several_densities: ClassVar[bool] = True
 
@@ -71,7 +72,9 @@ class ClientImportance(MaskRule):
             criterion=self.criterion,
             scope=self.scope,
             densities={name: level.density for name, level in self.levels.items()},
-            weights=self.weights,
+            weights=[weights_of(net) for net in self.models],
+            seconds=self.seconds() if isinstance(self.criterion, GradientPerTime) else {},
+            seed=self.seed,
         )
         for answer in probe.gradients(due, request):
             masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in self.shapes.items()}

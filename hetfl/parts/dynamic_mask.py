@@ -14,7 +14,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.parts.base import AskingProbe
 from hetfl.parts.candidates import CandidateLoss, candidate
 from hetfl.parts.growth import ByServer, Exchange, Growth
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, check_whole, copies_of
 from hetfl.pruning.criteria import Criterion, RandomScore
 from hetfl.pruning.densities import Masks, Scope
 from hetfl.pruning.schedules import exchanged
@@ -63,9 +63,14 @@ class DynamicMask(MaskRule):
                 f"{share}, {every}, {until}, {candidates}"
             )
         self.candidates, self.asks_clients, self._first_chosen = candidates, candidates > 1, candidates == 1
+        if first is not None and (first.of_norms or first.needs_rounds):
+            raise ConfigurationError(
+                f"Expected a first criterion of initial weights, for every entry, but got {first.describe()}"
+            )
         self.grow, self.scope, self.first = grow or ByServer(), choice("scope", scope, Scope), first or RandomScore()
         self.share, self.every, self.until, self.anneal = share, every, until, anneal
         self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
+        self.follows_clients, self.open_ended = self.grow.follows_clients, until is not None
         self._exchange: Exchange | None = None  # of the present round
 
     def meet(self, levels: LevelSet, seed: int) -> None:
@@ -76,12 +81,7 @@ class DynamicMask(MaskRule):
                 model.
         """
         super().meet(levels, seed)
-        for name, level in levels.items():
-            if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
-                raise ConfigurationError(
-                    f"Expected the whole width and depth at level {name}, as {type(self).__name__} exchanges entries "
-                    f"of the whole model, but got width {level.width:g}, depth {level.depth}"
-                )
+        check_whole(type(self).__name__, levels)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         return {self.sparse[0]: self._candidate(0)}
@@ -115,7 +115,9 @@ class DynamicMask(MaskRule):
         counts = self.counts(round)
         self._exchange = None
         if any(counts.values()):
-            exchange = Exchange(round, self.random_seed(round), self.mask, counts, lambda: self.weights)
+            exchange = Exchange(
+                round, self.random_seed(round), self.mask, counts, lambda: self.weights, lambda: copies_of(self.models)
+            )
             self.grow.consult(exchange, cohort, probe)
             self._exchange = exchange
 

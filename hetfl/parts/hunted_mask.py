@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
+from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.base import AskingProbe
 from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.client_values import client_values
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, check_whole, copies_of
 from hetfl.pruning.densities import Masks, density_of, largest, rescaled
 from hetfl.pruning.redistribution import redistributed
 from hetfl.question import ClientView, Question
@@ -142,10 +143,21 @@ class HuntedMask(MaskRule):
         if not 0.0 < share < 1.0 or not 0.0 < exchange < 1.0:
             raise ConfigurationError(f"Expected share and exchange in (0, 1) but got {share}, {exchange}")
         self.hunters, self.epochs, self.lr, self.batch, self.share = hunters, epochs, lr, batch, share
-        self.exchange, self.every, self.personal = exchange, every, every > 0
+        self.exchange, self.every = exchange, every
+        self.personal = self.follows_clients = every > 0
         self._masks, self._observed, self._round, self._hunted = ClientMasks(), list[int](), 0, False
-        self._begun: dict[str, Tensor] = {}
+        self._begun: list[dict[str, Tensor]] = []  # by model
         self._recipe: MaskRecipe | None = None
+
+    def meet(self, levels: LevelSet, seed: int) -> None:
+        """Set the levels and the seed.
+
+        Raises:
+            ConfigurationError: an error of the base class, or a sparse level is narrower or shallower than the global
+                model.
+        """
+        super().meet(levels, seed)
+        check_whole(type(self).__name__, levels)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         sizes = {name: weight.numel() for name, weight in self.weights.items()}
@@ -172,6 +184,7 @@ class HuntedMask(MaskRule):
             self.clear_pruned()
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        super().begin_round(round, lr)
         self._round, self._observed = round, []
 
     def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
@@ -183,7 +196,7 @@ class HuntedMask(MaskRule):
             if valid := [answer for answer in answers if bool((answer > 0).all())]:
                 self._find(dict(zip(self.mask, torch.stack(valid).mean(0).tolist(), strict=True)), round)
         if self.every:
-            self._begun = {name: weight.clone() for name, weight in self.weights.items()}
+            self._begun = copies_of(self.models)
 
     def _find(self, densities: Mapping[str, float], round: int) -> None:
         sizes = {name: mask.numel() for name, mask in self.mask.items()}
@@ -198,7 +211,7 @@ class HuntedMask(MaskRule):
         """Exchange entries of the client's mask, by the values that it trained."""
         if not self.every or not self._hunted or self.levels[report.level].density == 1.0:
             return
-        client, values = report.client, client_values(self._begun, update, index)
+        client, values = report.client, client_values(self._begun[report.model], update, index)
         random, held = generator(self.seed, "exchange", self._round, client), self._masks.get(client, self.mask)
         self._masks[client] = redistributed(values, held, self.exchange, random)
         self._observed.append(client)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
@@ -28,10 +28,12 @@ class MaskRule(PartRule):
 
     Weights are the trained parameters of two and more dimensions of the first global model; all other tensors are held
     whole. Masks change only at the end of a round, so that all clients of a level, and the evaluation, use the same.
+    With several global models all use the same masks.
     A level that is also narrower holds the entries of the mask that lie within its leading block.
 
     Attributes:
         rounds: number of rounds of the run.
+        models: the present global models.
         sparse: the densities below 1 of the levels, the largest first.
         asked: the cohort's gradients in the present round; None: it was not asked.
     """
@@ -41,7 +43,11 @@ class MaskRule(PartRule):
     replayable: ClassVar[bool] = False
     several_densities: ClassVar[bool] = False
     """Whether levels may have several densities below 1."""
-    device: Device = Device()
+    follows_clients = False
+    """Whether masks follow the values that clients train, as the server knows them."""
+    open_ended = True
+    """Whether the rule works in a run without a last round."""
+    device = Device()
     """The device whose seconds criteria may use."""
 
     def meet(self, levels: LevelSet, seed: int) -> None:
@@ -65,23 +71,48 @@ class MaskRule(PartRule):
         self.rounds, self.samples_of_client = 0, 0.0
         self._held: dict[float, dict[str, Tensor]] = {}  # by density of a level
         self._parts: dict[str, Part] = {}
+        self.models: nn.ModuleList | list[nn.Module] = [levels.net]
+        self._cleared = False  # whether pruned entries were zero at the end of the last round
         self.asked: MeanGradients | None = None
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """The present weights of the first global model, by name."""
-        return {name: each.detach() for name, each in parameters_of(self.levels.net).items() if each.dim() > 1}
+        return weights_of(self.levels.net)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the weights, by name."""
         return {name: weight.shape for name, weight in self.weights.items()}
 
-    def setup(self, facts: Facts) -> None:  # noqa: D102
+    def setup(self, facts: Facts) -> None:
+        """Set the facts, and make the first masks.
+
+        Raises:
+            ConfigurationError: the rule needs the last round of a run that has none; or its masks follow the values of
+                clients, and a weight is a personal tensor, which the server does not know.
+        """
+        if facts.rounds is not None and facts.rounds < 0 and not self.open_ended:
+            raise ConfigurationError(
+                f"Expected until, or trainer.max_epochs, for {type(self).__name__}, which otherwise ends its schedule "
+                f"with the run, but got a run without a last round"
+            )
+        if self.follows_clients and (unknown := sorted(facts.personal & self.shapes.keys())):
+            raise ConfigurationError(
+                f"Expected no personal weight for {type(self).__name__}, whose masks follow the values of clients, but "
+                f"got {unknown[0]!r}"
+            )
+        self.models = facts.models if len(facts.models) else self.models
         self.rounds = facts.rounds or self.rounds
         self.samples_of_client = sum(facts.sizes) / max(1, facts.num_clients)
         if not self._held:
             self.hold(self.first_masks())
+
+    def begin_round(self, round: int, lr: float) -> None:
+        """Set the pruned entries of new models to zero, if those of all models were zero at the end of the round."""
+        if self._cleared and len(self.models) > 1:
+            self.clear_pruned()
+        self._cleared = False
 
     def whole(self) -> dict[str, Tensor]:
         """Return masks that hold all entries of the weights, by name."""
@@ -154,13 +185,43 @@ class MaskRule(PartRule):
         return derive(self.seed, "masks", round)
 
     def clear_pruned(self) -> None:
-        """Set the global model's weights outside of the largest mask to zero."""
+        """Set the weights of all global models outside of the largest mask to zero."""
+        self._cleared = True
         with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.masked_fill_(~self.mask[name].to(weight.device), 0.0)
+            for net in self.models:
+                for name, weight in weights_of(net).items():
+                    weight.masked_fill_(~self.mask[name].to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"masks": [[density, packed(masks)] for density, masks in self._held.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self.hold({density: unpacked(bits, self.shapes) for density, bits in state["masks"]})
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a net: its trained parameters of two and more dimensions, by name."""
+    return {name: each.detach() for name, each in parameters_of(net).items() if each.dim() > 1}
+
+
+def copies_of(models: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
+    """Return copies of the present weights of each model, by name."""
+    return [{name: each.clone() for name, each in weights_of(net).items()} for net in models]
+
+
+def check_whole(rule: str, levels: LevelSet) -> None:
+    """Refuse sparse levels that are narrower or shallower than the global model.
+
+    Args:
+        rule: name of the rule, for messages.
+        levels: the levels.
+
+    Raises:
+        ConfigurationError: there is such a level.
+    """
+    for name, level in levels.items():
+        if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
+            raise ConfigurationError(
+                f"Expected the whole width and depth at level {name}, as {rule} exchanges entries of the whole model, "
+                f"but got width {level.width:g}, depth {level.depth}"
+            )

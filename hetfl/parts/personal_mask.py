@@ -13,7 +13,7 @@ from hetfl.parts.base import AskingProbe
 from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.client_values import client_values
 from hetfl.parts.held_out import HeldOutAccuracy, with_held_out
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, weights_of
 from hetfl.piece import Facts
 from hetfl.pruning.channels import channel_groups
 from hetfl.pruning.channels.masks import ScaledChannels
@@ -60,6 +60,7 @@ class PersonalMask(MaskRule):
     """
 
     personal = True
+    follows_clients = True
 
     several_densities: ClassVar[bool] = True
 
@@ -84,7 +85,7 @@ class PersonalMask(MaskRule):
         self.asks_clients = accuracy is not None
         self._masks, self._cut, self._holding_out = ClientMasks(), ClientMasks(), frozenset[int]()
         self._steps: dict[int, int] = {}
-        self._begun: dict[str, Tensor] = {}
+        self._begun: list[dict[str, Tensor]] = []  # by model
         self._accurate: frozenset[int] | None = None  # clients that reach the accuracy in the round; None: any
         self._scaled: ScaledChannels | None = None
 
@@ -100,8 +101,9 @@ class PersonalMask(MaskRule):
         return self._masks.get(client)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        values = parameters_of(self.levels.net) if self.channels else self.weights
-        self._begun = {name: value.detach().clone() for name, value in values.items()}
+        super().begin_round(round, lr)
+        kinds = [parameters_of(net) if self.channels else weights_of(net) for net in self.models]
+        self._begun = [{name: value.detach().clone() for name, value in values.items()} for values in kinds]
 
     def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Ask the clients that may prune for their accuracy, if it counts."""
@@ -126,8 +128,8 @@ class PersonalMask(MaskRule):
         )
         if density is None or not learned:
             return
-        held, values = self._masks.get(client) or self.held(target), [self._begun]
-        values.append(client_values(self._begun, update, index))
+        held, values = self._masks.get(client) or self.held(target), [self._begun[report.model]]
+        values.append(client_values(values[0], update, index))
         cuts = [self._cut_of(client, each) for each in values]
         before, after = (self._pruned(held, each, density, cut) for each, cut in zip(values, cuts, strict=True))
         differing = sum(int((before[name] != after[name]).count_nonzero()) for name in after)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
+from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, Magnitude
@@ -38,7 +39,8 @@ class RankedMask(MaskRule):
             send all. It implies ``erase``.
 
     Raises:
-        ConfigurationError: ``scope`` is unknown, ``every`` is negative, or ``complement`` is used with ``shrink``.
+        ConfigurationError: ``scope`` is unknown, ``every`` is negative, the criterion does not score every entry, or
+            ``complement`` is used with ``shrink`` or with several densities below 1.
     """
 
     several_densities: ClassVar[bool] = True
@@ -56,12 +58,25 @@ class RankedMask(MaskRule):
         if every < 0:
             raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
         self.criterion, self.scope, self.every = criterion or Magnitude(), choice("scope", scope, Scope), every
+        if self.criterion.of_norms:
+            raise ConfigurationError(f"Expected a criterion for every entry but got {self.criterion.describe()}")
         if complement and shrink:
             raise ConfigurationError("Expected shrink: false with complement, where entries return, but got true")
         self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase or complement
         self.complement = self.trains_all = complement
+        self.open_ended = self.schedule.open_ended
         self.asks_gradients = self.criterion.needs_gradients
         self._before: dict[str, Tensor] = {}  # the weights before the round's step
+
+    def meet(self, levels: LevelSet, seed: int) -> None:
+        """Set the levels and the seed.
+
+        Raises:
+            ConfigurationError: an error of the base class, or ``complement`` is used with several densities below 1.
+        """
+        super().meet(levels, seed)
+        if self.complement and len(self.sparse) > 1:
+            raise ConfigurationError(f"Expected one density below 1 with complement but got {self.sparse}")
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         criterion = Magnitude() if self.criterion.needs_rounds else self.criterion
@@ -92,6 +107,7 @@ class RankedMask(MaskRule):
         return GradientRequest() if self.asks_gradients and self.due(round) else None
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        super().begin_round(round, lr)
         if self.criterion.needs_history and self.due(round):
             self._before = {name: weight.clone() for name, weight in self.weights.items()}
 

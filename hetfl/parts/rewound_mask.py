@@ -12,7 +12,7 @@ from hetfl.layout import Index
 from hetfl.parts.base import AskingProbe
 from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.held_out import HeldOutAccuracy, with_held_out
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, weights_of
 from hetfl.piece import Facts
 from hetfl.pruning.densities import Masks, best, density_of
 from hetfl.submodel import parameters_of
@@ -47,6 +47,7 @@ class RewoundMask(MaskRule):
     """
 
     personal = True
+    follows_clients = True
     asks_clients = True
 
     several_densities: ClassVar[bool] = True
@@ -78,7 +79,8 @@ class RewoundMask(MaskRule):
             if float(accuracy) >= self.accuracy:
                 held = self._masks.get(client) or self.held(targets[client])
                 density = max(targets[client], (1.0 - self.step) * density_of(held))
-                sizes = {name: self.weights[name].abs().cpu().masked_fill(~mask, -1.0) for name, mask in held.items()}
+                received = weights_of(self.models[probe.model(client)])
+                sizes = {name: received[name].abs().cpu().masked_fill(~mask, -1.0) for name, mask in held.items()}
                 self._masks[client] = best(sizes, "layer", density)
                 self._rewound.add(client)
 

@@ -9,7 +9,7 @@ from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.parts.client_values import client_values
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, copies_of
 from hetfl.pruning.densities import Scope, best, density_of, largest
 from hetfl.pruning.schedules import DensitySchedule
 from hetfl.types import Report
@@ -42,21 +42,24 @@ class VotedMask(MaskRule):
         ConfigurationError: ``scope`` is unknown, or ``every`` is below 1.
     """
 
+    follows_clients = True
+
     def __init__(self, scope: Scope = "global", schedule: DensitySchedule | None = None, every: int = 1) -> None:
         if every < 1:
             raise ConfigurationError(f"Expected every of at least 1 round for VotedMask but got {every}")
         self.scope, self.schedule, self.every = choice("scope", scope, Scope), schedule or DensitySchedule(), every
-        self._begun: dict[str, Tensor] = {}
+        self._begun: list[dict[str, Tensor]] = []  # by model
         self._votes: dict[str, Tensor] = {}
-        self._density, self._voters = 1.0, 0
+        self._density, self._voters, self.open_ended = 1.0, 0, self.schedule.open_ended
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         return {self.sparse[0]: self.whole()}
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._begun, self._voters = {}, 0
+        super().begin_round(round, lr)
+        self._begun, self._voters = [], 0
         if (round + 1) % self.every == 0:
-            self._begun = {name: weight.clone() for name, weight in self.weights.items()}
+            self._begun = copies_of(self.models)
             self._votes = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in self.shapes.items()}
             self._density = self.schedule.density(self.sparse[0], round + 1, self.rounds)
 
@@ -64,7 +67,7 @@ class VotedMask(MaskRule):
         """Count the vote of a client: the largest of the values that it trained."""
         if not self._begun:
             return
-        values = client_values(self._begun, update, index)
+        values = client_values(self._begun[report.model], update, index)
         held = {name: values[name].abs().cpu().masked_fill(~mask, -1.0) for name, mask in self.mask.items()}
         for name, vote in best(held, self.scope, self._density).items():
             self._votes[name] += vote

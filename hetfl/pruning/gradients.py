@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,9 @@ from hetfl.codes import Codes
 from hetfl.part import Part
 from hetfl.pruning.criteria import Criterion, Evidence, Magnitude
 from hetfl.pruning.densities import Scope, best, largest
+from hetfl.seeding import derive
 from hetfl.submodel import add, take
+from hetfl.types import Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 
@@ -33,13 +35,13 @@ class GradientRequest:
     values: bool = True
     whole: bool = False
 
-    def chosen(self, gradient_D: Tensor, part: Part, level: str) -> Update:
+    def chosen(self, gradient_D: Tensor, part: Part, task: Task) -> Update:
         """Return what a client sends.
 
         Args:
             gradient_D: of the trained parameters of the part's index, held or not, shape (D,).
             part: the trained parameters that the client has downloaded.
-            level: the client's level.
+            task: the client's task.
         """
         if self.counts is None:
             return DenseUpdate(gradient_D)
@@ -61,22 +63,28 @@ class MaskRequest(GradientRequest):
         criterion: scores entries.
         scope: where entries compete.
         densities: of the levels, by name.
-        weights: the present weights of the global model, by name.
+        weights: the present weights of every global model, by name.
+        seconds: seconds that one entry of a weight costs a client in a round.
+        seed: of random scores; each client and round has its own.
         whole: always true: the client downloads all entries of its level's index.
     """
 
     criterion: Criterion = field(default_factory=Magnitude)
     scope: Scope = "layer"
     densities: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Sequence[Mapping[str, Tensor]] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
     whole: bool = True
 
-    def chosen(self, gradient_D: Tensor, part: Part, level: str) -> Update:  # noqa: D102
-        gradients = {name: each for name, each in part.layout.views(gradient_D).items() if name in self.weights}
-        weights = {name: take(self.weights[name], part[name]) for name in gradients}
+    def chosen(self, gradient_D: Tensor, part: Part, task: Task) -> Update:  # noqa: D102
+        present, seed = self.weights[task.model], derive(self.seed, "scores", task.round, task.client)
+        gradients = {name: each for name, each in part.layout.views(gradient_D).items() if name in present}
+        weights = {name: take(present[name], part[name]) for name in gradients}
         squares = {name: gradient.square() for name, gradient in gradients.items()}
-        scores = self.criterion.scores(Evidence(weights, gradients=gradients, squares=squares))
-        masks = best(scores, self.scope, self.densities[level])
+        known = Evidence(weights, gradients=gradients, squares=squares, seconds=self.seconds, seed=seed)
+        scores = self.criterion.scores(known)
+        masks = best(scores, self.scope, self.densities[task.level])
         whole = {
             name: masks.get(name, torch.zeros(shape, dtype=torch.bool)) for name, shape in part.layout.shapes.items()
         }

@@ -11,6 +11,9 @@ from hetfl.piece import described, settings_of
 class DensitySchedule:
     """The density of a level over the rounds; this one is constant."""
 
+    open_ended: bool = True
+    """Whether it works in a run without a last round."""
+
     def density(self, final: float, round: int, rounds: int) -> float:
         """Return the density in a round.
 
@@ -54,6 +57,7 @@ class Cubic(DensitySchedule):
                 f"Expected 0 <= begin < until and every of at least 1 but got {begin}, {until}, {every}"
             )
         self.initial, self.begin, self.until, self.every = initial, begin, until, every
+        self.open_ended = until is not None
 
     def density(self, final: float, round: int, rounds: int) -> float:  # noqa: D102
         until = rounds if self.until is None else self.until

@@ -27,7 +27,8 @@ class Exchange:
         seed: of the round's random choices.
         mask: the present mask of every weight.
         counts: how many entries of each weight are exchanged.
-        weights: returns the present weights of the global model.
+        weights: returns the present weights of the first global model.
+        copies: returns copies of the present weights of every global model.
     """
 
     round: int
@@ -35,6 +36,7 @@ class Exchange:
     mask: Masks
     counts: Mapping[str, int]
     weights: Callable[[], Mapping[str, Tensor]]
+    copies: Callable[[], Sequence[Mapping[str, Tensor]]]
 
     def applied(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mask without its smallest weights, and with the best-scored entries outside of it.
@@ -80,6 +82,9 @@ class Growth(ABC):
 
     personal: ClassVar[bool] = False
     """Whether clients keep masks of their own; the server then erases nothing."""
+
+    follows_clients: ClassVar[bool] = False
+    """Whether it needs the values that clients trained."""
 
     def __init__(self, samples: int | None = None) -> None:
         self.samples = samples

@@ -33,18 +33,19 @@ class OwnMasks(Growth):
     """
 
     personal: ClassVar[bool] = True
+    follows_clients: ClassVar[bool] = True
 
     def __init__(self, samples: int | None = None) -> None:
         super().__init__(samples)
         self._masks = ClientMasks()
-        self._begun: dict[str, Tensor] = {}
+        self._begun: Sequence[Mapping[str, Tensor]] = []  # by model
         self._gradients: dict[int, dict[str, Tensor]] = {}
 
     def of_client(self, client: int) -> Masks | None:  # noqa: D102
         return self._masks.get(client)
 
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
-        self._begun = {name: weight.clone() for name, weight in exchange.weights().items()}
+        self._begun = exchange.copies()
         request = GradientRequest(exchange.counts, self.samples, values=False)
         self._gradients = {
             answer.client: {name: gradient.abs() for name, gradient in answer.tensors().items()}
@@ -55,7 +56,7 @@ class OwnMasks(Growth):
         """Exchange entries of the client's mask, by the values that it trained."""
         scores = self._gradients.pop(report.client, None)
         if scores is not None:
-            values = client_values(self._begun, update, index)
+            values = client_values(self._begun[report.model], update, index)
             mask = self._masks.get(report.client, exchange.mask)
             self._masks[report.client] = replace(exchange, mask=mask, weights=lambda: values).applied(scores)
 

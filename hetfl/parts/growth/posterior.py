@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Posterior(Growth):
         ConfigurationError: a setting is out of its range.
     """
 
+    follows_clients: ClassVar[bool] = True
+
     def __init__(self, trust: float = 0.5, rate: float = 10.0, samples: int | None = None) -> None:
         if not 0.0 <= trust <= 1.0 or rate <= 0:
             raise ConfigurationError(f"Expected trust in [0, 1] and rate above 0 but got {trust}, {rate}")
@@ -54,8 +56,8 @@ class Posterior(Growth):
         self.beta: dict[str, Tensor] = {}
 
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
-        self._begun = {name: weight.clone() for name, weight in exchange.weights().items()}
-        self._votes, self._updates, self._gradients = zeros_like(self._begun), 0, 0
+        self._begun = exchange.copies()
+        self._votes, self._updates, self._gradients = zeros_like(self._begun[0]), 0, 0
         for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples, values=False)):
             self._gradients += answer.samples
             for name, sent in answer.sent().items():
@@ -65,7 +67,7 @@ class Posterior(Growth):
     def observe(self, exchange: Exchange, update: Update, index: Index, report: Report) -> None:
         """Count the votes of a client's largest values among the held entries."""
         self._updates += report.samples
-        for name, values in client_values(self._begun, update, index).items():
+        for name, values in client_values(self._begun[report.model], update, index).items():
             self._votes[name] += report.samples * self._kept(exchange, name, values)
 
     def _kept(self, exchange: Exchange, name: str, values: Tensor | None = None) -> Tensor:
