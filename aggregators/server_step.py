@@ -41,8 +41,11 @@ def server_step(
                 with torch.no_grad():
                     tensor.add_(delta[name])
             continue
-        tensor.grad = delta[name].neg()
         unheld = holders[name] == 0
+        if tensor.dim() == 0 and bool(unheld):
+            tensor.grad = None  # the optimizer leaves it and its state as they are
+            continue
+        tensor.grad = delta[name].neg()
         if bool(unheld.any()):
             untouched[tensor] = (unheld, tensor.detach().clone(), _state(optimizer, tensor))
     step()

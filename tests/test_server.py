@@ -63,6 +63,16 @@ def test_entries_never_held_keep_fresh_optimizer_state() -> None:
     assert p[0] == q[0]
 
 
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_a_scalar_without_holders_keeps_value_and_state(make: Callable[[list[nn.Parameter]], Optimizer]) -> None:
+    p, q = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
+    for parameter, skipped in ((p, True), (q, False)):
+        optimizer = make([parameter])
+        for delta, holders in ((0.5, 1.0), *([(0.0, 0.0)] * skipped), (0.25, 1.0)):
+            step(optimizer, parameter, torch.tensor(delta), torch.tensor(holders))
+    assert torch.equal(p, q)
+
+
 def test_float_buffers_add_the_plain_delta() -> None:
     p, mean = nn.Parameter(torch.zeros(1)), torch.tensor([1.0, 2.0])
     optimizer = Adam([p], lr=0.1)
