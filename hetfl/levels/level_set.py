@@ -251,7 +251,8 @@ class LevelSet(Mapping[str, Level]):
         for layer, share in self.layer_shares(level).items():
             weights = [name for name in part if name.rpartition(".")[0] == layer and len(part[name]) > 1]
             held, all_of_them = only(part, frozenset(weights)).size, only(part.dense, frozenset(weights)).size
-            density -= share * (1.0 - held / all_of_them)
+            if all_of_them:  # else a weight that an earlier layer has, too
+                density -= share * (1.0 - held / all_of_them)
         return density
 
     def moving(self, part: Part) -> Part:

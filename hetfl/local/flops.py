@@ -35,6 +35,8 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 def layer_shares(net: nn.Module, inputs_N: Tree) -> dict[str, float]:
     """Return each weighted layer's share of the FLOPs of a forward pass, by the layer's name.
 
+    The FLOPs of weighted layers within a layer are theirs alone.
+
     Args:
         net: the net; it is not changed.
         inputs_N: a few samples, as the net gets them.
@@ -44,7 +46,12 @@ def layer_shares(net: nn.Module, inputs_N: Tree) -> dict[str, float]:
         copied(inputs_N)
     counts, total = counter.get_flop_counts(), counter.get_total_flops()
     weighted = [name for name, layer in copied.named_modules() if any(p.dim() > 1 for p in layer.parameters(False))]
-    return {name: sum(counts.get(f"{type(copied).__name__}.{name}", {}).values()) / total for name in weighted}
+    flops = {name: sum(counts.get(f"{type(copied).__name__}.{name}", {}).values()) for name in weighted}
+    own = dict(flops)
+    for name in weighted:
+        if above := [each for each in weighted if each and name.startswith(f"{each}.")]:
+            own[max(above, key=len)] -= flops[name]
+    return {name: each / total for name, each in own.items()}
 
 
 def flops_per_sample(net: nn.Module, inputs_N: Tree) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -11,11 +12,12 @@ from hetfl.levels.level_set import LevelSet
 
 
 def entry_seconds(levels: LevelSet, weights: Mapping[str, Tensor], samples: float, device: Device) -> dict[str, float]:
-    r"""Return the seconds that an entry of each weight costs a client in a round.
+    r"""Return the seconds that an entry of each weight costs a client in a round of one epoch.
 
     .. math:: t_l = \frac{F_l n}{\text{throughput} \cdot D_l} + \frac{4}{\text{downlink}} + \frac{4}{\text{uplink}}
 
-    with :math:`F_l` the FLOPs of weight l per sample, forward and backward, n samples, and :math:`D_l` its entries.
+    with :math:`F_l` the FLOPs of the layer of weight l per sample, forward and backward, n samples, and :math:`D_l` the
+    entries of all weights of the layer.
 
     Args:
         levels: the levels, after :meth:`LevelSet.inspect`.
@@ -26,5 +28,7 @@ def entry_seconds(levels: LevelSet, weights: Mapping[str, Tensor], samples: floa
     shares = levels.layer_shares(levels.largest)
     flops = levels.flops[levels.largest][1] * samples / device.throughput
     travel = 4.0 / device.downlink + 4.0 / device.uplink
-    layers = {name: shares.get(name.rpartition(".")[0], 0.0) for name in weights}
-    return {name: flops * layers[name] / weight.numel() + travel for name, weight in weights.items()}
+    layers, entries = {name: name.rpartition(".")[0] for name in weights}, Counter[str]()
+    for name, weight in weights.items():
+        entries[layers[name]] += weight.numel()
+    return {name: flops * shares.get(of, 0.0) / entries[of] + travel for name, of in layers.items()}
