@@ -13,7 +13,8 @@ from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.part import Part
 from hetfl.piece import Facts
-from hetfl.types import Report
+from hetfl.submodel import state_of
+from hetfl.types import COPY, Report
 from hetfl.updates import Update
 
 
@@ -60,13 +61,19 @@ class FLTrust(RobustAggregator):
         """Set the training on the server's data.
 
         Raises:
-            ConfigurationError: there is no such training, or several global models share tensors.
+            ConfigurationError: there is no such training, several global models share tensors, or levels have their own
+                copies of tensors.
         """
         super().setup(facts)
         if facts.shared:
             raise ConfigurationError(
                 f"Expected global models without shared tensors for FLTrust but got {len(facts.shared)} shared ones, "
                 "as it compares updates of whole models"
+            )
+        copies = [name for net in facts.models for name in state_of(net) if COPY in name]
+        if copies:
+            raise ConfigurationError(
+                f"Expected no per_level tensors for FLTrust, whose server trains the largest level, but got {copies[0]!r}"
             )
         self._facts = facts
 

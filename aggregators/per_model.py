@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -110,7 +111,7 @@ class Aggregators(Piece):
         """Add one client's update; see :class:`hetfl.aggregators.Aggregator`."""
         self._used_of(report.model).update(update, index, report)
         if self._shared:
-            self._used_of(SHARED).update(update, index, report)
+            self._used_of(SHARED).update(update, index, replace(report, model=SHARED))
 
     def compute(self, correct: Callable[[int, Tensors, Tensors], Tensors]) -> tuple[Tensors, Tensors, Tensors]:
         """Return by name the global tensors with updates, their steps and their holders.

@@ -17,7 +17,7 @@ from hetfl.layout import Index
 from hetfl.part import Part, part_of
 from hetfl.piece import Facts
 from hetfl.submodel import take
-from hetfl.types import Report
+from hetfl.types import COPY, SHARED, Report
 from hetfl.updates import SparseUpdate, Update
 
 Step = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -75,7 +75,8 @@ class RobustAggregator(Aggregator):
         part = part_of(index)
         if isinstance(update, SparseUpdate) and not self.takes_sparse:
             raise RefusedUpdate(f"Expected an update with every entry for {type(self).__name__} but got a sparse one")
-        self._check_variances(update, part)
+        if report.model != SHARED:  # else the aggregator of the client's model has checked them, by its values
+            self._check_variances(update, part)
         self._waiting.append(Waiting(self._shelf.keep(update), part, report))
 
     def compute(self) -> Step:
@@ -94,7 +95,8 @@ class RobustAggregator(Aggregator):
         """
 
     def _check_variances(self, update: Update, part: Part) -> None:
-        variances = [name for name in part if name.rpartition(".")[2] == "running_var"] if update.exact.numel() else []
+        leaves = {name: name.partition(COPY)[0].rpartition(".")[2] for name in part}
+        variances = [name for name in part if leaves[name] == "running_var"] if update.exact.numel() else []
         for name in variances:
             at, size = part.held.offsets[list(part).index(name)] - update.size, part.layout.shapes[name][0]
             least = float((take(self._tensors[name], part[name]) + update.exact[at : at + size]).min())

@@ -21,6 +21,9 @@ from hetfl.tree import Tree
 NOTHING = Part({})
 """The empty part. In a task that carries no part it stands for the leading block of the client's level."""
 
+COPY = "@"
+"""Stands between the name of a tensor and the level whose copy it is."""
+
 SHARED = -1
 """Used in place of a model's number for the tensors that all models share."""
 

@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 
 from hetfl import FedAvg, HeteroFL, Level
+from hetfl.aggregators import FLTrust
 from hetfl.analysis import Snapshots, load_snapshots
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
@@ -19,6 +20,7 @@ from hetfl.fleet import Dynamic
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import Executor, Sequential, Stacked, Workers
 from hetfl.parts import RandomMask, Rolling
+from hetfl.unlearning.callbacks import Asking
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.reference.given import made_data
 from tests.relative_cases import SIZES, block, delta, federation, spread
@@ -103,6 +105,17 @@ def test_snapshots_have_the_copies(fit: Fit) -> None:
     expected = module.submodel("b")
     for (name, p), q in zip(net.named_parameters(), expected.named_parameters(), strict=True):
         assert torch.equal(p, q[1]), name
+
+
+def test_the_servers_own_update_and_unlearning_refuse_copies(fit: Fit) -> None:
+    module = small_module(per_level=NORMS, aggregator=FLTrust(), levels=small_levels(1.0, 0.5))
+    with pytest.raises(
+        ConfigurationError, match="no per_level tensors for FLTrust, .* but got 'blocks.0.norm.weight@b'"
+    ):
+        fit(module, small_data(server_fraction=0.1), rounds=1)
+    trainer = fit(small_module(per_level=NORMS, levels=small_levels(1.0, 0.5)), rounds=1, name="unlearn")
+    with pytest.raises(ConfigurationError, match="without per_level tensors to unlearn .* got blocks.0.norm.bias, "):
+        Asking(lambda findings: None, 3, 0.1).on_test_start(trainer, trainer.lightning_module)
 
 
 def test_statistics_of_small_levels_are_gathered_by_all_clients_that_can_run_them() -> None:

@@ -13,8 +13,10 @@ import torch
 
 from hetfl.aggregators import Aggregator, ClippedMean, CoordinateMedian, HolderMean, MultiKrum, TrimmedMean
 from hetfl.aggregators.clipping import Length, clip_factors
-from hetfl.errors import ConfigurationError
+from hetfl.aggregators.per_model import Aggregators
+from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.part import Part
+from hetfl.piece import Facts
 from hetfl.testing import check_aggregator
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
@@ -125,6 +127,25 @@ def test_two_of_ten_cannot_move_an_entry_far(make: Callable[[], Aggregator], fac
     clients[2], clients[5] = scaled(clients[2], factor), scaled(clients[5], factor)
     steps, _ = played(make(), clients)
     assert all(np.abs(step).max() <= honest for name, step in steps.items() if name != "running_mean")
+
+
+def test_variances_of_copies_are_checked_and_shared_tensors_by_no_other_model() -> None:
+    names = ("weight", "running_var@b")
+    models = [{"weight": torch.zeros(1), "running_var@b": torch.tensor([each])} for each in (0.1, 5.0)]
+    part = Part({name: (slice(0, 1),) for name in names})
+    aggregators = Aggregators(ClippedMean())
+    aggregators.setup(Facts())
+    aggregators.reset(models, frozenset(["weight"]))
+    update = DenseUpdate(torch.ones(1), exact=torch.tensor([-1.0]))
+    aggregators.update(update, part, Report(0, "b", 1, 0.0, model=1))
+    with pytest.raises(RefusedUpdate, match="variances of at least 0 in running_var@b but got -0.9"):
+        aggregators.update(update, part, Report(1, "b", 1, 0.0, model=0))
+    _, steps, _ = aggregators.compute(lambda model, steps, holders: steps)
+    assert {name: step.tolist() for name, step in steps.items()} == {
+        "weight": [1.0],
+        "running_var@b": [0.0],
+        "1:running_var@b": [-1.0],
+    }
 
 
 def test_clients_without_a_common_entry_are_refused() -> None:

@@ -10,9 +10,7 @@ from torch import nn
 from hetfl.errors import ConfigurationError
 from hetfl.part import Part
 from hetfl.submodel import state_of, take
-
-COPY = "@"
-"""Stands between the name of a tensor and the level whose copy it is."""
+from hetfl.types import COPY
 
 
 def copy_name(name: str, level: str) -> str:

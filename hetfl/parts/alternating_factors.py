@@ -5,6 +5,7 @@ from __future__ import annotations
 from hetfl.factors import A, B
 from hetfl.part import Part, only
 from hetfl.parts.prefix import Prefix
+from hetfl.types import COPY
 
 
 class AlternatingFactors(Prefix):
@@ -18,4 +19,4 @@ class AlternatingFactors(Prefix):
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:  # noqa: D102
         rests = A if round % 2 == 0 else B
-        return only(part, frozenset(name for name in part if name.rpartition(".")[2] != rests))
+        return only(part, frozenset(name for name in part if name.partition(COPY)[0].rpartition(".")[2] != rests))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.levels.copies import COPY
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.base import AskingProbe, PartRule
@@ -18,6 +17,7 @@ from hetfl.parts.prefix import Prefix
 from hetfl.piece import Facts, Piece
 from hetfl.pruning.channels.groups import Group
 from hetfl.submodel import parameters_of, state_of
+from hetfl.types import COPY
 
 
 @dataclass(frozen=True)

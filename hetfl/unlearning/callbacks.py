@@ -58,7 +58,8 @@ class Asking(Callback):
         """Check that the class exists.
 
         Raises:
-            ConfigurationError: samples have no classes, the class is unknown, or clients have tensors of their own.
+            ConfigurationError: samples have no classes, the class is unknown, or levels or clients have tensors of
+                their own.
         """
         assert isinstance(pl_module, FederatedModule)
         objective, data = pl_module.objective, pl_module.data
@@ -68,6 +69,10 @@ class Asking(Callback):
             )
         if not 0 <= self.forget < data.num_classes:
             raise ConfigurationError(f"Expected --class from 0 to {data.num_classes - 1} but got {self.forget}")
+        if copies := pl_module.levels.copies.names:
+            raise ConfigurationError(
+                f"Expected a run without per_level tensors to unlearn a class but got {', '.join(sorted(copies))}"
+            )
         if pl_module.personal.names:
             raise ConfigurationError(
                 f"Expected a run without personal tensors, which a new run does not have, but got "
