@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.aggregators.levels_of_factors import check_one_scale, widened
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.factors import matrices, pairs_of, refactored
@@ -38,7 +39,8 @@ class ProductMean(HolderMean):
     With ``form: product`` it is FlexLoRA's rule (Bai et al., NeurIPS 2024, arXiv 2402.11505),
     :math:`W \leftarrow \sum_k p_k B_k A_k`: ranks that few clients hold shrink.
 
-    All levels need the same factor s of products. The server's optimizer should be SGD(lr=1), which takes the step as
+    All levels need the same factor s of products, and others are refused. A client of a narrower level has zeros in place
+    of the inputs and outputs that it does not hold. The server's optimizer should be SGD(lr=1), which takes the step as
     it is. Factors of different rounds have no common coordinates, so residuals and memories of penalties would be added
     to other ranks than they belong to: a run with error feedback of a compressor that leaves something out, or with
     memories, is refused.
@@ -64,8 +66,10 @@ class ProductMean(HolderMean):
         """Check the facts.
 
         Raises:
-            ConfigurationError: clients keep residuals or memories, or the factors A are frozen.
+            ConfigurationError: clients keep residuals or memories, the factors A are frozen, or levels have several
+                factors of products.
         """
+        check_one_scale("ProductMean", facts)
         if facts.remembers:
             raise ConfigurationError(
                 f"Expected clients without {facts.remembers} for ProductMean, whose factors turn in every round, but "
@@ -107,7 +111,8 @@ class ProductMean(HolderMean):
         """Return a factor as a client began with it, and its change, which is 0 if the client does not send it."""
         whole, dim = self._tensors[name].detach(), 0 if name.endswith("A") else -1
         if name in part:
-            return take(whole, part[name]).double(), deltas[name].to(whole).double()
+            begun, delta = take(whole, part[name]).double(), deltas[name].to(whole).double()
+            return widened(begun, part[name], whole, dim), widened(delta, part[name], whole, dim)
         ranks = part[other][-1 if dim == 0 else 0]
         entry: list[slice | Tensor] = [slice(0, size) for size in whole.shape]
         entry[dim] = ranks

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.aggregators.levels_of_factors import check_one_scale, widened
 from hetfl.aggregators.zero_pad_mean import trained_values
 from hetfl.errors import ConfigurationError
 from hetfl.factors import matrices, pairs_of
 from hetfl.layout import Index
+from hetfl.part import part_of
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.types import Report
@@ -40,7 +42,8 @@ class StackedProducts(HolderMean):
     .. math:: W \leftarrow W + s \sum_k p_k B_k A_k, \qquad p_k = n_k / \sum_i n_i
 
     A becomes a new draw and B becomes 0 in every layer. All other trained tensors get the mean over their holders,
-    weighted by samples. :meth:`shared_bytes` are those of the stacked factors that a client has not been sent.
+    weighted by samples. A client of a narrower level has zeros in place of the inputs and outputs that it does not hold.
+    :meth:`shared_bytes` are those of the stacked factors that a client has not been sent.
 
     Args:
         targets: by name of an adapted layer, its weight.
@@ -64,8 +67,9 @@ class StackedProducts(HolderMean):
         """Check the facts.
 
         Raises:
-            ConfigurationError: clients keep residuals or memories.
+            ConfigurationError: clients keep residuals or memories, or levels have several factors of products.
         """
+        check_one_scale("FLoRA", facts)
         if facts.remembers:
             raise ConfigurationError(
                 f"Expected clients without {facts.remembers} for FLoRA, whose factors begin anew in every round, but "
@@ -97,10 +101,11 @@ class StackedProducts(HolderMean):
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         super().update(update, index, report)
-        trained = trained_values(self._tensors, update, index)
+        part, trained = part_of(index), trained_values(self._tensors, update, index)
         for layer, (a, b) in pairs_of(trained).items():
-            a_RI, b_OR = matrices(trained[a].double(), trained[b].double())
-            self._stacked += a_RI.numel() + b_OR.numel()
+            self._stacked += trained[a].numel() + trained[b].numel()
+            wide = (widened(trained[name], part[name], self._tensors[name], dim) for name, dim in ((a, 0), (b, -1)))
+            a_RI, b_OR = matrices(*(factor.double() for factor in wide))
             product = self.weight(report) * (b_OR @ a_RI)
             self._products[layer] = self._products[layer] + product if layer in self._products else product
 

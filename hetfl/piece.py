@@ -70,7 +70,7 @@ class Facts:
             that do not declare that they read them.
         models: the present global models; a run may add further ones.
         personal: names of the tensors that stay with their client.
-        build: returns a new net of a level, given its name; None: not known.
+        scales: returns by level the factor s of the product of each layer with low-rank adapters, by name.
     """
 
     sizes: Sequence[int] = ()
@@ -95,7 +95,7 @@ class Facts:
     server_training: Callable[[int, float, int | None, int], Mapping[str, Tensor]] | None = None
     models: nn.ModuleList = field(default_factory=nn.ModuleList)
     personal: frozenset[str] = frozenset()
-    build: Callable[[str], nn.Module] | None = None
+    scales: Callable[[], Mapping[str, Mapping[str, float]]] = dict
 
     @property
     def num_clients(self) -> int:

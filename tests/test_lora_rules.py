@@ -12,9 +12,12 @@ from torch import Tensor
 
 from hetfl import analysis
 from hetfl.aggregators import Aggregator, HolderMean, ProductMean, SampleMean, ZeroPadMean
+from hetfl.aggregators.stacked_products import StackedProducts, Target
 from hetfl.errors import ConfigurationError
 from hetfl.part import Part
+from hetfl.parts import AlternatingFactors
 from hetfl.piece import Facts
+from hetfl.submodel import take
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
@@ -138,6 +141,41 @@ def test_products_are_averaged_in_product_space(form: str) -> None:
             (after[B][:, :rank] @ after[A][:rank]).numpy(), u[:, :rank] * s[:rank] @ vt[:rank], atol=1e-10
         )
     assert np.allclose(after["head.weight"].numpy(), head)
+
+
+def narrow(tensors: dict[str, Tensor], rank: int, inputs: int, outputs: int) -> Part:
+    whole = {name: entry for name, entry in leading(tensors, R).items() if name not in (A, B)}
+    entry = slice(0, rank)
+    return Part({A: (entry, slice(0, inputs)), B: (slice(0, outputs), entry), **whole})
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_products_of_narrow_clients_are_zero_outside_of_their_block(stacked: bool) -> None:
+    tensors = drawn(0)
+    rule: Aggregator = ProductMean("product")
+    if stacked:
+        tensors["layer.weight"] = torch.zeros(OUT, IN, dtype=torch.float64)
+        rule = StackedProducts({"layer": Target("layer.weight", 2.0)})
+    parts = [(narrow(tensors, 2, 3, 4), 3), (narrow(tensors, 1, IN, OUT), 1)]
+    clients, expected = [], np.zeros((OUT, IN))
+    for seed, (part, samples) in enumerate(parts):
+        delta_D = torch.randn(part.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        views = part.layout.views(delta_D)
+        a, b = (take(tensors[name], part[name]) + views[name] for name in (A, B))
+        expected[: b.shape[0], : a.shape[1]] += samples / 4 * (b @ a).numpy()
+        clients.append((part, delta_D, samples))
+    after = played(rule, tensors, clients)
+    got = after["layer.weight"] / 2.0 if stacked else after[B] @ after[A]
+    assert np.allclose(got.numpy(), expected, atol=1e-12)
+    if isinstance(rule, StackedProducts):
+        rule.end_round(0)
+        assert rule.shared_bytes(0) == 4 * min(2 * (3 + 4) + (IN + OUT), OUT * IN)
+
+
+def test_factors_of_both_kinds_alternate_in_every_copy() -> None:
+    part = Part({f"layer.{leaf}{of}": (slice(0, 2),) for leaf in ("lora_A", "lora_B") for of in ("", "@b")})
+    sent = [list(AlternatingFactors().sent(part, "b", round, 0)) for round in (0, 1)]
+    assert sent == [["layer.lora_B", "layer.lora_B@b"], ["layer.lora_A", "layer.lora_A@b"]]
 
 
 def test_frozen_a_makes_the_mean_of_b_that_of_the_products() -> None:

@@ -317,6 +317,17 @@ def test_levels_of_width_still_work_beside_adapters(fit: Fit) -> None:
     assert moved == after.keys() - frozen_names(module)
 
 
+@pytest.mark.parametrize("rule", ["FLoRA", "ProductMean"])
+def test_rules_for_products_refuse_levels_of_several_scales_and_take_widths(fit: Fit, rule: str) -> None:
+    stacking: dict[str, Any] = {"kind": FLoRA, "aggregator": None, "base": "preinstalled"}
+    settings = stacking if rule == "FLoRA" else {"aggregator": ProductMean()}
+    local = lora_module(**settings, net=adapted(scale="local"), check_nesting=False)
+    with pytest.raises(ConfigurationError, match=f"one scale .* for {rule} but got 2 at level a and 4 at level b"):
+        fit(local, rounds=1)
+    levels = {"a": Level(rank=4), "b": Level(width=0.5, rank=2)}
+    fit(lora_module(**settings, net=adapted(scale="rslora"), levels=levels), name="widths", **FAST)
+
+
 def test_stacking_merges_the_exact_mean_of_products(fit: Fit) -> None:
     """One round of FLoRA on the updates of a round, in float64: the base has the mean of the products of all ranks."""
 

@@ -15,6 +15,7 @@ from hetfl.federation.hosting import Hosting
 from hetfl.global_models import GlobalModels
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import ServerTraining
+from hetfl.lora.adapters import scales_of
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule
 from hetfl.piece import Facts
@@ -86,5 +87,5 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         server_training=None if server is None else ServerTraining(problem, server, models, outputs),
         models=models,
         personal=of.downlink.personal,
-        build=of.levels.build,
+        scales=lambda: {level: scales_of(of.levels.build(level)) for level in of.levels},
     )

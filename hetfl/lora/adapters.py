@@ -110,6 +110,12 @@ def scale_at(layer: nn.Module) -> float:
     return next(hook.scale for hook in layer._forward_hooks.values() if isinstance(hook, AddProduct))
 
 
+def scales_of(net: nn.Module) -> dict[str, float]:
+    """Return the factor s of the product of each adapted layer of a net, by the layer's name."""
+    hooks = {name: layer._forward_hooks.values() for name, layer in adapted_layers(net).items()}
+    return {name: hook.scale for name, each in hooks.items() for hook in each if isinstance(hook, AddProduct)}
+
+
 def adapted_layers(net: nn.Module) -> dict[str, nn.Module]:
     """Return the adapted layers of a net by name."""
     return {name: layer for name, layer in net.named_modules() if B in layer._parameters}

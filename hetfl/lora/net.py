@@ -27,8 +27,9 @@ class LoRA(nn.Module):
     as in a linear layer of A's shape, B is 0, so the net begins with the outputs of its base.
 
     With the scale ``global``, s is α/R at every level, and a level computes what the global net computes with its other
-    ranks at 0. With ``local``, s is α/r: the same factors mean other products at each level, as in FedIT and FLoRA; it
-    needs ``check_nesting: false``. ``rslora`` is α/√R at every level.
+    ranks at 0. With ``local``, s is α/r: the same factors mean other products at each level, as in FedIT; it needs
+    ``check_nesting: false``, and rules for products (``ProductMean``, ``FLoRA``) refuse it. ``rslora`` is α/√R at every
+    level.
 
     Args:
         net: builds the base; it takes ``width``, and ``depth`` if levels have one.

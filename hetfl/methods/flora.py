@@ -29,7 +29,7 @@ class FLoRA(FederatedModule):
     ones, or the changed weights if these are fewer bytes. The next round begins with a new A, drawn from the seed,
     and B = 0; clients could draw A themselves, but are sent it here. The base changes: it must be ``preinstalled``, so
     that its first download is not counted twice. Residuals and memories, which would belong to factors that are gone,
-    are refused.
+    are refused, as are levels with several factors s.
 
     Args:
         net: builds the net of a level, :class:`hetfl.lora.LoRA`.
