@@ -68,6 +68,7 @@ class Facts:
         server_training: returns what local training on the server's samples changes of a global model's tensors, by
             name, given the round, γ_t, the epochs (None: those of clients) and the number of the model; None for pieces
             that do not declare that they read them.
+        epochs: number E of a client's passes over its data in a round.
         models: the present global models; a run may add further ones.
         personal: names of the tensors that stay with their client.
         scales: returns by level the factor s of the product of each layer with low-rank adapters, by name.
@@ -93,6 +94,7 @@ class Facts:
     tuning: Tuning | None = None
     classes: int = 0
     server_training: Callable[[int, float, int | None, int], Mapping[str, Tensor]] | None = None
+    epochs: int = 1
     models: nn.ModuleList = field(default_factory=nn.ModuleList)
     personal: frozenset[str] = frozenset()
     scales: Callable[[], Mapping[str, Mapping[str, float]]] = dict

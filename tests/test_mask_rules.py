@@ -158,6 +158,10 @@ def test_facts_that_do_not_fit_the_rule_are_refused(rule: MaskRule, facts: dict[
     met(rule, [[4, 3, 2, 1]])
 
 
+def test_seconds_count_every_epoch() -> None:
+    assert [met(RankedMask(), [[4, 3, 2, 1]], epochs=E).samples_of_client for E in (1, 5)] == [1.0, 5.0]
+
+
 def test_schedules_with_an_end_need_no_last_round() -> None:
     for rule in (DynamicMask(until=3), RankedMask(schedule=Cubic(until=3)), RankedMask(), GreedyMask()):
         met(rule, [[4, 3, 2, 1]], rounds=-1)

@@ -85,6 +85,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         tuning=None if utility is None else utility.tuned,
         classes=outputs if of.objective.owns_labels else 0,
         server_training=None if server is None else ServerTraining(problem, server, models, outputs),
+        epochs=problem.local.epochs,
         models=models,
         personal=of.downlink.personal,
         scales=lambda: {level: scales_of(of.levels.build(level)) for level in of.levels},

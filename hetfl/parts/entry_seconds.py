@@ -12,7 +12,7 @@ from hetfl.levels.level_set import LevelSet
 
 
 def entry_seconds(levels: LevelSet, weights: Mapping[str, Tensor], samples: float, device: Device) -> dict[str, float]:
-    r"""Return the seconds that an entry of each weight costs a client in a round of one epoch.
+    r"""Return the seconds that an entry of each weight costs a client in a round.
 
     .. math:: t_l = \frac{F_l n}{\text{throughput} \cdot D_l} + \frac{4}{\text{downlink}} + \frac{4}{\text{uplink}}
 
@@ -22,7 +22,7 @@ def entry_seconds(levels: LevelSet, weights: Mapping[str, Tensor], samples: floa
     Args:
         levels: the levels, after :meth:`LevelSet.inspect`.
         weights: weights of the global model by name.
-        samples: number of samples n.
+        samples: number of samples n that a client passes in a round, repetitions counted.
         device: its speeds.
     """
     shares = levels.layer_shares(levels.largest)

@@ -104,7 +104,7 @@ class MaskRule(PartRule):
             )
         self.models = facts.models if len(facts.models) else self.models
         self.rounds = facts.rounds or self.rounds
-        self.samples_of_client = sum(facts.sizes) / max(1, facts.num_clients)
+        self.samples_of_client = facts.epochs * sum(facts.sizes) / max(1, facts.num_clients)
         if not self._held:
             self.hold(self.first_masks())
 
