@@ -70,10 +70,10 @@ class FLTrust(RobustAggregator):
                 f"Expected global models without shared tensors for FLTrust but got {len(facts.shared)} shared ones, "
                 "as it compares updates of whole models"
             )
-        copies = [name for net in facts.models for name in state_of(net) if COPY in name]
-        if copies:
+        if copies := [name for net in facts.models for name in state_of(net) if COPY in name]:
             raise ConfigurationError(
-                f"Expected no per_level tensors for FLTrust, whose server trains the largest level, but got {copies[0]!r}"
+                "Expected no per_level tensors for FLTrust, whose server trains the largest level, but got "
+                f"{copies[0]!r}"
             )
         self._facts = facts
 

@@ -39,11 +39,11 @@ class ProductMean(HolderMean):
     With ``form: product`` it is FlexLoRA's rule (Bai et al., NeurIPS 2024, arXiv 2402.11505),
     :math:`W \leftarrow \sum_k p_k B_k A_k`: ranks that few clients hold shrink.
 
-    All levels need the same factor s of products, and others are refused. A client of a narrower level has zeros in place
-    of the inputs and outputs that it does not hold. The server's optimizer should be SGD(lr=1), which takes the step as
-    it is. Factors of different rounds have no common coordinates, so residuals and memories of penalties would be added
-    to other ranks than they belong to: a run with error feedback of a compressor that leaves something out, or with
-    memories, is refused.
+    All levels need the same factor s of products, and others are refused. A client of a narrower level has zeros in
+    place of the inputs and outputs that it does not hold. The server's optimizer should be SGD(lr=1), which takes the
+    step as it is. Factors of different rounds have no common coordinates, so residuals and memories of penalties would
+    be added to other ranks than they belong to: a run with error feedback of a compressor that leaves something out, or
+    with memories, is refused.
 
     Args:
         form: ``change`` or ``product``.

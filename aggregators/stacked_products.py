@@ -42,7 +42,7 @@ class StackedProducts(HolderMean):
     .. math:: W \leftarrow W + s \sum_k p_k B_k A_k, \qquad p_k = n_k / \sum_i n_i
 
     A becomes a new draw and B becomes 0 in every layer. All other trained tensors get the mean over their holders,
-    weighted by samples. A client of a narrower level has zeros in place of the inputs and outputs that it does not hold.
+    weighted by samples. A client of a narrower level has zeros in place of inputs and outputs that it does not hold.
     :meth:`shared_bytes` are those of the stacked factors that a client has not been sent.
 
     Args:

@@ -176,6 +176,10 @@ class Ledger(Piece):
         """Return whether a client finishes its training by the deadline, after its earlier work in the phase."""
         return self.deadline is None or self.worked(client) + self.seconds(client, round, work) <= self.deadline
 
+    def downloads(self, client: int, round: int, down_bytes: int) -> bool:
+        """Return whether a client completes a download by the deadline."""
+        return self.deadline is None or self.seconds(client, round, Work(down_bytes, 0.0)) <= self.deadline
+
     def worked(self, client: int) -> float:
         """Return the seconds of the phase that a client has worked before its next work begins."""
         return self._busy.get(client, 0.0)

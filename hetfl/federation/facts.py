@@ -57,13 +57,13 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         rounds: number of rounds of the run; None: there are no rounds.
     """
     lossy = of.uplink.half_precision or type(of.uplink.compressor) is not Identity
-    memories = of.hosting.problem.local.regulariser.memories is not None
-    kept = {"residuals": of.uplink.enabled and lossy, "memories": memories}
     server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
-    scoring = (of.objective, of.predict)
+    kept = {"residuals": of.uplink.enabled and lossy, "memories": problem.local.regulariser.memories is not None}
     # Without a checkpoint, a fit after another one begins the schedule of the learning rate again.
     asked, done, rates = rounds or 0, 0 if of.trainer.ckpt_path else models.version, problem.local.learning_rates
-    utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
+    utility = (
+        None if server is None else Utility(models, models.levels.largest, of.objective, of.predict, server, outputs)
+    )
     return Facts(
         sizes=data.sizes,
         held_out=[len(each) for each in data.resident.held_out],

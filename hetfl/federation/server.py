@@ -132,16 +132,12 @@ class Server:
 
     def note_downloads(self, tasks: Sequence[Task], probe: RoundProbe) -> None:
         """Record the downloads of tasks that were complete by the deadline."""
-        for task in [each for each in tasks if self._downloaded(each, probe)]:  # a note changes what is downloaded
-            self.downloads.note(task)
-
-    def _downloaded(self, task: Task, probe: RoundProbe) -> bool:
-        if self.aggregators.first.asks_losses and probe.initial_loss(task) is None:
-            return False
-        if self.ledger.deadline is None:
-            return True
-        work = Work(self.down_bytes(task, probe), 0.0)
-        return self.ledger.seconds(task.client, task.round, work) <= self.ledger.deadline
+        asks, ledger = self.aggregators.first.asks_losses, self.ledger
+        known = [task for task in tasks if not asks or probe.initial_loss(task) is not None]
+        sizes = [self.down_bytes(task, probe) for task in known]  # before the notes, which change them
+        for task, size in zip(known, sizes, strict=True):
+            if ledger.downloads(task.client, task.round, size):
+                self.downloads.note(task)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> dict[str, Tensor]:
         """Take the server's step, and return the holders of each entry; without an update the models do not change.
