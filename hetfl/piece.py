@@ -66,8 +66,7 @@ class Facts:
         tuning: trains the first global model on the server's samples; None like ``utility``.
         classes: number K of classes; 0: targets are not classes.
         server_training: returns what local training on the server's samples changes of a global model's tensors, by
-            name, given the round, γ_t, the epochs (None: those of clients) and the number of the model; None for pieces
-            that do not declare that they read them.
+            name, given the round, γ_t, the epochs (None: as clients) and the number of the model; None as ``utility``.
         epochs: number E of a client's passes over its data in a round.
         models: the present global models; a run may add further ones.
         personal: names of the tensors that stay with their client.

@@ -213,7 +213,7 @@ def test_a_refused_update_is_counted_and_changes_no_state(fit: Fit) -> None:
 def test_a_bound_that_refuses_all_updates_ends_the_run(fit: Fit) -> None:
     with (
         pytest.warns(UserWarning, match="refused"),
-        pytest.raises(ConfigurationError, match=r"all 4 were refused .* a larger bound where hooks have one"),
+        pytest.raises(ConfigurationError, match=r"all 4 were refused .* a larger bound of the hooks"),
     ):
         fit(watched(hooks=[NormBound(1e-9)]), rounds=1)
 

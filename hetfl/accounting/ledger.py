@@ -174,13 +174,13 @@ class Ledger(Piece):
 
     def in_time(self, client: int, round: int, work: Work) -> bool:
         """Return whether a client finishes its training by the deadline, after its earlier work in the phase."""
-        return self.deadline is None or self.worked(client) + self.seconds(client, round, work) <= self.deadline
+        return self.deadline is None or self._worked(client) + self.seconds(client, round, work) <= self.deadline
 
     def downloads(self, client: int, round: int, down_bytes: int) -> bool:
         """Return whether a client completes a download by the deadline."""
         return self.deadline is None or self.seconds(client, round, Work(down_bytes, 0.0)) <= self.deadline
 
-    def worked(self, client: int) -> float:
+    def _worked(self, client: int) -> float:
         """Return the seconds of the phase that a client has worked before its next work begins."""
         return self._busy.get(client, 0.0)
 
@@ -204,7 +204,7 @@ class Ledger(Piece):
             self.round.failed += 1
             self.total.failed += 1
         else:
-            left = max(0.0, self.deadline - self.worked(client))
+            left = max(0.0, self.deadline - self._worked(client))
             self._add(self.fleet.done(client, round, work, left), self.deadline)
             self._busy[client] = self.deadline
             self.round.dropped += 1

@@ -131,11 +131,10 @@ class Server:
         return model + beside + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
 
     def note_downloads(self, tasks: Sequence[Task], probe: RoundProbe) -> None:
-        """Record the downloads of tasks that were complete by the deadline."""
+        """Record the downloads of tasks that were complete by the deadline, by their sizes before any is recorded."""
         asks, ledger = self.aggregators.first.asks_losses, self.ledger
         known = [task for task in tasks if not asks or probe.initial_loss(task) is not None]
-        sizes = [self.down_bytes(task, probe) for task in known]  # before the notes, which change them
-        for task, size in zip(known, sizes, strict=True):
+        for task, size in zip(known, [self.down_bytes(task, probe) for task in known], strict=True):
             if ledger.downloads(task.client, task.round, size):
                 self.downloads.note(task)
 
@@ -157,8 +156,7 @@ class Server:
             last = self._reason and f" (the last one: {self._reason})"
             raise ConfigurationError(
                 f"Expected an update that can be used in round {round + 1} but all {refused} were refused{last}: if "
-                "training diverged, try a smaller learning rate or gradient_clip, or "
-                "a larger bound where hooks have one"
+                "training diverged, try a smaller learning rate or gradient_clip, or a larger bound of the hooks"
             )
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")

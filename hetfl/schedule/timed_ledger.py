@@ -29,7 +29,7 @@ class TimedLedger(Ledger):
             )
         super().begin_phase(purpose)
 
-    def worked(self, client: int) -> float:
+    def _worked(self, client: int) -> float:
         """Return 0: a deadline counts from the moment at which a client takes the model."""
         return 0.0
 
