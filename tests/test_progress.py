@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -153,6 +154,7 @@ def test_the_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("rich._console", Console(file=io.StringIO()))  # made before there was a terminal
     clock = iter(range(1_000_000))
     monkeypatch.setattr("hetfl.display.progress.time.monotonic", lambda: float(next(clock)))  # every drawing is due
     trainer_with([RoundProgress()], 2, tmp_path).fit(Federation(), LOADER, LOADER)

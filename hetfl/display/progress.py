@@ -83,6 +83,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
             self._live = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=BAR),
+                console=Console(),  # rich's common one keeps what the terminal was at its first use
                 auto_refresh=False,
                 transient=True,
             )
