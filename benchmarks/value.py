@@ -53,7 +53,7 @@ class Watch(Piece):
     def end_round(self, round: int) -> None:
         """Print the numbers of the round."""
         if (round + 1) % self.every == 0:
-            total_D, _ = self.cosine.cohort.sums(dict.fromkeys(range(len(NOISE)), 1 / len(NOISE)))
+            total_D, _ = self.cosine.cohorts[0].sums(dict.fromkeys(range(len(NOISE)), 1 / len(NOISE)))
             cosines = " ".join(f"{value:.2f}" for _, value in sorted(self.cosine.of_round().items()))
             print(
                 f"round {round + 1}: norm of the mean update {float(total_D.norm()):.2f}, cosines {cosines}", flush=True

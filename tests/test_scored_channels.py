@@ -177,6 +177,9 @@ class Answers:
         self.rule, self.random, self.asked = rule, torch.Generator().manual_seed(2), list[GradientRequest]()
         self.sent: list[ClientGradient] = []
 
+    def model(self, client: int) -> int:
+        return 0
+
     def level(self, client: int) -> str:
         return "ab"[client]
 

@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_shows_no_test_of_the_model_before(tmp_path: Path) ->
     folder = write_run(tmp_path / "run", ACCURACY, [0.25, 0.5], step=0.125)
     MetricsFile(folder / "metrics.csv").add(2, {"val/accuracy": 0.75})
     (folder / "config.yaml").write_text("final_test: false\ntrainer: {max_epochs: 3}\n")
-    watch(folder, sleep=pytest.fail)
+    watch(folder, sleep=lambda seconds: pytest.fail("it ended"))
     text = (folder / PAGE).read_text()
     assert "<td>75.00 %</td><td>–</td>" in text
     assert "<td>62.50 %</td><td>–</td>" in text

@@ -29,20 +29,20 @@ class GradientCosine(Value):
 
     def __init__(self, leave_out: bool = True) -> None:
         self.leave_out = leave_out
-        self._cohorts: dict[int, Cohort] = {}  # by global model, the updates of the round
+        self.cohorts: dict[int, Cohort] = {}  # by global model, the updates of the round
         self._values: dict[int, float] | None = None  # of the round, once they are known
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
-        self._parameters, self._cohorts = facts.parameters, {}
+        self._parameters, self.cohorts = facts.parameters, {}
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         self._clear()
         self._values = None
 
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        if report.model not in self._cohorts:
-            self._cohorts[report.model] = Cohort(self._parameters)
-        self._cohorts[report.model].add(update, index, report)
+        if report.model not in self.cohorts:
+            self.cohorts[report.model] = Cohort(self._parameters)
+        self.cohorts[report.model].add(update, index, report)
 
     def of_round(self) -> dict[int, float]:  # noqa: D102
         if self._values is None:
@@ -51,7 +51,7 @@ class GradientCosine(Value):
 
     def _measured(self) -> dict[int, float]:
         values = defaultdict[int, list[float]](list)
-        for cohort in self._cohorts.values():
+        for cohort in self.cohorts.values():
             for client, value in self._cosines(cohort).items():
                 values[client].append(value)
         return {client: sum(each) / len(each) for client, each in values.items()}
@@ -73,5 +73,5 @@ class GradientCosine(Value):
         self._clear()
 
     def _clear(self) -> None:
-        for cohort in self._cohorts.values():
+        for cohort in self.cohorts.values():
             cohort.clear()
