@@ -129,7 +129,7 @@ def test_processes_that_see_an_accelerator_are_not_forked(monkeypatch: pytest.Mo
     assert executor.room == 0
     assert not any(form.processes for form in Auto(num_workers=2)._forms(4, alone=True))
     with pytest.raises(ConfigurationError, match="forked processes that can train for executor Workers but got a vis"):
-        Workers()
+        results(Workers(1), bench_of(Problem(LocalTraining(optimizer=sgd()))), tasks_of(range(2)))
 
 
 ACCELERATED = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 from lightning import Callback, LightningModule, Trainer
 
 from hetfl import FederatedModule
+from hetfl.aggregators import QFedAvg
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.flower.clients import FlowerClients
@@ -129,6 +132,26 @@ def test_a_restarted_node_is_asked_again_what_it_serves(fit: Fit, tmp_path: Path
     assert [line for line in log.of("joined") if line.startswith("n12")] == ["n12: clients 5-7", "n12: clients 5-6"]
     assert failures(trainer)[:2] == [0, 0]
     assert failures(trainer)[3] == 1
+
+
+def test_a_client_without_its_state_is_trained_where_losses_are_asked_first(fit: Fit, tmp_path: Path) -> None:
+    """The loss needs the personal tensors of the state; the order to train then finds that the state is lost."""
+    settings: dict[str, Any] = {"aggregator": QFedAvg(0.5), "personal": ["classifier.*"]}
+    post, log, clock = FakePost({}), Log(), Clock()
+    for node, clients in SPLIT.items():
+        post.nodes[node] = make_node(clients, tmp_path / str(node), partial(make, **settings))
+    module = make(**settings)
+    module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep, Register(log)), Patience())
+
+    class Lose(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                shutil.rmtree(tmp_path / "12")
+
+    with warned("it begins anew next time"):
+        trainer = fit(module, rounds=4, limit_val_batches=0, callbacks=[Lose()])
+    assert failures(trainer) == [0, 3, 0, 0]
+    assert len(log.of("state lost")) == 3
 
 
 def test_a_round_waits_for_a_node_if_there_is_none(fit: Fit, tmp_path: Path) -> None:

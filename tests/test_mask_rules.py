@@ -130,6 +130,16 @@ def test_pruned_entries_are_zero_in_every_global_model() -> None:
     assert weights(rule) == [[4, 3, 0, 0], [9, 9, 0, 0]]
 
 
+def test_a_resumed_rule_still_clears_the_entries_of_new_models() -> None:
+    """A clustering may give clusters new models between the end of a round, with its checkpoint, and the next."""
+    first, resumed = (met(RankedMask(erase=True), [[4, 3, 2, 1], [8, 7, 6, 5]]) for _ in range(2))
+    first.clear_pruned()
+    resumed.load_state_dict(first.state_dict())
+    resumed.begin_round(1, 0.1)
+    assert weights(resumed) == [[4, 3, 0, 0], [8, 7, 0, 0]]
+    resumed.load_state_dict({"masks": first.state_dict()["masks"]})  # of an earlier version
+
+
 def test_a_client_votes_by_the_values_of_its_own_global_model() -> None:
     rule = met(VotedMask("layer"), [[4, 3, 2, 1], [1, 2, 3, 4]])
     rule.begin_round(0, 0.1)

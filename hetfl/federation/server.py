@@ -132,10 +132,10 @@ class Server:
 
     def note_downloads(self, tasks: Sequence[Task], probe: RoundProbe) -> None:
         """Record the downloads of tasks that were complete by the deadline, by their sizes before any is recorded."""
-        asks, ledger = self.aggregators.first.asks_losses, self.ledger
+        asks, timed = self.aggregators.first.asks_losses, self.ledger.deadline is not None
         known = [task for task in tasks if not asks or probe.initial_loss(task) is not None]
-        for task, size in zip(known, [self.down_bytes(task, probe) for task in known], strict=True):
-            if ledger.downloads(task.client, task.round, size):
+        for task, size in [(task, self.down_bytes(task, probe) if timed else 0) for task in known]:
+            if self.ledger.downloads(task.client, task.round, size):
                 self.downloads.note(task)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> dict[str, Tensor]:

@@ -225,6 +225,13 @@ class Node:
             extras=reply.report.extras,
         )
 
+    def _known(self, federation: str, order: Order) -> ClientState:
+        """Return a client's state; one without contents if it is lost, which the next order to train finds."""
+        try:
+            return self.states.load(federation, order.task.client, order.state)
+        except StateLost:
+            return ClientState()
+
     def _restore(self, client: int, state: ClientState) -> None:
         """Load a state into the stores of error feedback, the penalty and the personal tensors."""
         self.module.uplink.restore(client, _part(state.blocks, RESIDUAL), state.round)
@@ -243,8 +250,9 @@ class Node:
     def _other(self, request: Request, order: Order) -> ClientAnswer:
         """Gather statistics or losses; the client's state does not change."""
         self.bench.order = order
-        if request.job == "losses":  # of the client's own net; statistics are those of the global model
-            self._restore(order.task.client, self.states.load(request.federation, order.task.client, order.state))
+        if request.job == "losses":
+            if self.module.personal.names:  # the loss is that of the client's own net
+                self._restore(order.task.client, self._known(request.federation, order))
             result = losses(self.bench, self.side.with_personal(order.task), request.samples)
             return ClientAnswer(order.task.client, loss=result.report.loss, passes=result.report.passes)
         result = statistics(self.bench, order.task)

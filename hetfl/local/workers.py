@@ -111,17 +111,13 @@ class Workers(Executor):
             ``clients`` so small that every process gets a group of each level.
 
     Raises:
-        ConfigurationError: fewer than one worker, no fork on this platform, a visible accelerator, or a model that is
-            not on the CPU.
+        ConfigurationError: fewer than one worker; at their start, no fork on this platform, a visible accelerator, or a
+            model that is not on the CPU.
     """
 
     def __init__(self, num_workers: int | None = None, inner: InProcess | None = None) -> None:
         if num_workers is not None and num_workers < 1:
             raise ConfigurationError(f"Expected num_workers of at least 1 or null but got {num_workers}")
-        if refusal := fork_refusal():
-            raise ConfigurationError(
-                f"Expected forked processes that can train for executor Workers but got {refusal}: use Sequential"
-            )
         self.num_workers, self.inner = num_workers or cores_of_run(), inner or Sequential()
         self._workers: list[_Worker] = []
         self._finalizer: Finalize | None = None
@@ -227,6 +223,10 @@ class Workers(Executor):
         return self.inner.most * max(self.bench.capacity, SHORTEST)
 
     def _start(self, instead_of: _Worker | None = None) -> _Worker:
+        if refusal := fork_refusal():
+            raise ConfigurationError(
+                f"Expected forked processes that can train for executor Workers but got {refusal}: use Sequential"
+            )
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         first = next(iter(self.bench.models[0].values()))

@@ -193,10 +193,12 @@ class MaskRule(PartRule):
                     weight.masked_fill_(~self.mask[name].to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"masks": [[density, packed(masks)] for density, masks in self._held.items()]}
+        held = [[density, packed(masks)] for density, masks in self._held.items()]
+        return {"masks": held, "cleared": self._cleared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self.hold({density: unpacked(bits, self.shapes) for density, bits in state["masks"]})
+        self._cleared = bool(state.get("cleared", False))  # older checkpoints are of one model
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
