@@ -24,7 +24,10 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "of the model": ("--model.upllink=1", "'uplink'"),
     "with the group of a class misspelt": ("--modle.uplink=1", "'--model.uplink'"),
     "of local training": ("--model.local.epochz=1", "'epochs'"),
-    "of a compressor": ("--model.uplink.compressor.densty=1", "'density'"),
+    "of a compressor": (
+        "--model.uplink.compressor=hetfl.compression.TopK --model.uplink.compressor.densty=1",
+        "'density'",
+    ),
     "of a data set": ("--data.num_client=3", "'num_clients'"),
     "of all data": ("--data.val_fracton=0.5", "'val_fraction'"),
     "a class": ("--model.net=hetfl.models.ConvNett", "'ConvNet'"),
@@ -39,7 +42,7 @@ SLOW = {"with another group", "with the group of a class misspelt", "of a data s
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in OPTIONS])
 def test_an_option_is_suggested(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     option, near = OPTIONS[case]
-    message = refused(capsys, demo(option))
+    message = refused(capsys, demo(*option.split()))
     assert f": did you mean {near}?" in message
     assert message.count("did you mean") == 1
 

@@ -15,6 +15,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.run_folder import ended_early, note_end
 from hetfl.session.callbacks import has_ended
+from hetfl.session.defaults import drop_previous
 
 TABLE = "metrics.csv"
 OF_THE_END = ("--final_test", "--plots")
@@ -60,6 +61,7 @@ class ResumedRun(FederatedCLI):
                 self.final_test(self.config["fit"].ckpt_path)
             if PICTURES in self.missing:
                 self.draw(self.folder, trained=TEST in self.missing)
+            drop_previous([self.folder], SafeCheckpointIO())
 
 
 def missing_at_end(folder: Path, config: Namespace) -> list[str] | None:

@@ -15,6 +15,8 @@ from hetfl.cli.app import FederatedCLI
 from hetfl.cli.checks import run_folders
 from hetfl.cli.one_line import command_line
 from hetfl.cli.starting import start
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.session.defaults import drop_previous
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl that sets the signal that a process gets when its parent ends."""
@@ -40,9 +42,10 @@ class RunInFolder(FederatedCLI):
             each.init_args.folder = str(self.folder)
 
     def after_test(self) -> None:
-        """Draw the figures if they are wanted, because a separate test finishes a run that was stopped before it."""
+        """Do what is missing at the end of a run that was stopped before its test."""
         if self.config["test"].plots:
             self.draw(self.folder)
+        drop_previous([self.folder], SafeCheckpointIO())
 
 
 def die_with(parent: int) -> None:
