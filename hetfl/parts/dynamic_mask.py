@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.levels.level_set import LevelSet
 from hetfl.parts.base import AskingProbe
 from hetfl.parts.candidates import CandidateLoss, candidate
 from hetfl.parts.growth import ByServer, Exchange, Growth
-from hetfl.parts.mask_rule import MaskRule, check_whole, copies_of
+from hetfl.parts.mask_rule import MaskRule, copies_of
 from hetfl.pruning.criteria import Criterion, RandomScore
 from hetfl.pruning.densities import Masks, Scope
 from hetfl.pruning.schedules import exchanged
@@ -46,6 +45,8 @@ class DynamicMask(MaskRule):
         ConfigurationError: a setting is unknown or out of its range.
     """
 
+    _needs_whole_levels: ClassVar[bool] = True
+
     def __init__(
         self,
         grow: Growth | None = None,
@@ -72,16 +73,6 @@ class DynamicMask(MaskRule):
         self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
         self.follows_clients, self.open_ended = self.grow.follows_clients, until is not None
         self._exchange: Exchange | None = None  # of the present round
-
-    def meet(self, levels: LevelSet, seed: int) -> None:
-        """Set the levels and the seed.
-
-        Raises:
-            ConfigurationError: an error of the base class, or a sparse level is narrower or shallower than the global
-                model.
-        """
-        super().meet(levels, seed)
-        check_whole(type(self).__name__, levels)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         return {self.sparse[0]: self._candidate(0)}

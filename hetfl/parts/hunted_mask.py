@@ -13,12 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.base import AskingProbe
 from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.client_values import client_values
-from hetfl.parts.mask_rule import MaskRule, check_whole, copies_of
+from hetfl.parts.mask_rule import MaskRule, copies_of
 from hetfl.pruning.densities import Masks, density_of, largest, rescaled
 from hetfl.pruning.redistribution import redistributed
 from hetfl.question import ClientView, Question
@@ -124,6 +123,7 @@ class HuntedMask(MaskRule):
     """
 
     asks_clients = True
+    _needs_whole_levels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -148,16 +148,6 @@ class HuntedMask(MaskRule):
         self._masks, self._observed, self._round, self._hunted = ClientMasks(), list[int](), 0, False
         self._begun: list[dict[str, Tensor]] = []  # by model
         self._recipe: MaskRecipe | None = None
-
-    def meet(self, levels: LevelSet, seed: int) -> None:
-        """Set the levels and the seed.
-
-        Raises:
-            ConfigurationError: an error of the base class, or a sparse level is narrower or shallower than the global
-                model.
-        """
-        super().meet(levels, seed)
-        check_whole(type(self).__name__, levels)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         sizes = {name: weight.numel() for name, weight in self.weights.items()}

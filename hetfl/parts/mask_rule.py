@@ -43,6 +43,8 @@ class MaskRule(PartRule):
     replayable: ClassVar[bool] = False
     several_densities: ClassVar[bool] = False
     """Whether levels may have several densities below 1."""
+    _needs_whole_levels: ClassVar[bool] = False
+    """Whether levels with a density below 1 must have the width and depth of the global model."""
     follows_clients = False
     """Whether masks follow the values that clients train, as the server knows them."""
     open_ended = True
@@ -54,7 +56,8 @@ class MaskRule(PartRule):
         """Set the levels and the seed.
 
         Raises:
-            ConfigurationError: no density is below 1, or several are and the rule makes one mask.
+            ConfigurationError: no density is below 1, or several are and the rule makes one mask, or a sparse level is
+                narrower or shallower than the global model and the rule needs whole ones.
         """
         super().meet(levels, seed)
         self.sparse = sorted({level.density for level in levels.values() if level.density < 1.0}, reverse=True)
@@ -68,6 +71,12 @@ class MaskRule(PartRule):
                 f"Expected one density below 1 for {type(self).__name__}, which makes one mask, but got {self.sparse}: "
                 "RankedMask has nested masks"
             )
+        for name, level in levels.items() if self._needs_whole_levels else ():
+            if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
+                raise ConfigurationError(
+                    f"Expected the whole width and depth at level {name}, as {type(self).__name__} exchanges entries "
+                    f"of the whole model, but got width {level.width:g}, depth {level.depth}"
+                )
         self.rounds, self.samples_of_client = 0, 0.0
         self._held: dict[float, dict[str, Tensor]] = {}  # by density of a level
         self._parts: dict[str, Part] = {}
@@ -209,21 +218,3 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
 def copies_of(models: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
     """Return copies of the present weights of each model, by name."""
     return [{name: each.clone() for name, each in weights_of(net).items()} for net in models]
-
-
-def check_whole(rule: str, levels: LevelSet) -> None:
-    """Refuse sparse levels that are narrower or shallower than the global model.
-
-    Args:
-        rule: name of the rule, for messages.
-        levels: the levels.
-
-    Raises:
-        ConfigurationError: there is such a level.
-    """
-    for name, level in levels.items():
-        if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
-            raise ConfigurationError(
-                f"Expected the whole width and depth at level {name}, as {rule} exchanges entries of the whole model, "
-                f"but got width {level.width:g}, depth {level.depth}"
-            )
