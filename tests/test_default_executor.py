@@ -123,7 +123,7 @@ def test_processes_that_see_an_accelerator_are_not_forked(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     executor = DefaultExecutor()
     assert executor.words == (
-        "one client after the other, because of a visible accelerator (cuda; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
+        "one client after the other, because of a visible accelerator (cuda; CUDA_VISIBLE_DEVICES= hides NVIDIA cards)"
     )
     executor.open(bench_of(Problem(LocalTraining(optimizer=sgd()))))
     assert executor.room == 0

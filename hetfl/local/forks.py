@@ -36,9 +36,8 @@ def fork_refusal() -> str:
     if "fork" not in multiprocessing.get_all_start_methods():
         return "a platform that cannot fork"
     if torch.accelerator.is_available():
-        return (
-            f"a visible accelerator ({torch.accelerator.current_accelerator()}; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
-        )
+        name = torch.accelerator.current_accelerator()
+        return f"a visible accelerator ({name}; CUDA_VISIBLE_DEVICES= hides NVIDIA cards)"
     return ""
 
 

@@ -80,8 +80,7 @@ class Stack:
             batches = [head for i in members if (head := heads[i]) is not None]
             weights = [objective.weight(targets) for _, targets in batches]
             inputs_SN, targets_SN = mapped(self._sent, stacked(batches))
-            contexts = [replace(self.contexts[i], step=steps[i]) for i in members]
-            self._step(tasks, members, inputs_SN, targets_SN, weights, contexts)
+            self._step(tasks, members, inputs_SN, targets_SN, weights, steps)
             for i, weight in zip(members, weights, strict=True):
                 passes[i] += targets_SN.shape[1]
                 counted[i] += weight
@@ -130,7 +129,8 @@ class Stack:
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
-        self.contexts = self._contexts(tasks, frozen)
+        self.labels_SK = self._sent(torch.stack([self.bench.data.labels(task.client) for task in tasks]))
+        self.contexts = [] if self.joint else self._contexts(tasks, frozen)
         self.memory_SD: Tensor | None = None
         if any(task.memory_D is not None for task in tasks):
             none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
@@ -138,21 +138,20 @@ class Stack:
             self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
 
     def _contexts(self, tasks: Sequence[Task], frozen: Sequence[dict[str, Tensor]]) -> list[ClientContext]:
-        """Return the context of each client's loss; a joint loss uses neither generator nor anchor."""
-        labels_SK = self._sent(torch.stack([self.bench.data.labels(task.client) for task in tasks]))
-        each = zip(tasks, labels_SK, strict=True)
-        contexts = [ClientContext(task.client, task.round, labels, task.level, task.lr) for task, labels in each]
-        if self.joint:
-            return contexts
+        """Return the context of each client's loss, at its first step."""
         tensors, seed = self._tensors(self.begun_SD), self.bench.problem.seed
         anchors = [{name: tensor[i % len(tensor)] for name, tensor in tensors.items()} for i in range(len(tasks))]
         return [
-            replace(
-                ctx,
-                generator=generator(seed, "method", ctx.round, ctx.client),
+            ClientContext(
+                task.client,
+                task.round,
+                labels_K,
+                task.level,
+                task.lr,
+                generator=generator(seed, "method", task.round, task.client),
                 anchor={**anchors[i], **frozen[i % len(frozen)]},
             )
-            for i, ctx in enumerate(contexts)
+            for i, (task, labels_K) in enumerate(zip(tasks, self.labels_SK, strict=True))
         ]
 
     def _fix(self, frozen: Sequence[dict[str, Tensor]]) -> None:
@@ -190,14 +189,15 @@ class Stack:
         inputs_SN: Tree,
         targets_SN: Tensor,
         weights: list[float],
-        contexts: Sequence[ClientContext],
+        steps: Sequence[int],
     ) -> None:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
         fixed_S = self.fixed_S if rows is None else {name: each[rows] for name, each in self.fixed_S.items()}
         leaves = [tensors[name].requires_grad_() for name in self.trained.shapes]
-        losses_S = self._losses(self.net({**tensors, **fixed_S}, inputs_SN), targets_SN, contexts)
+        outputs_SN = self.net({**tensors, **fixed_S}, inputs_SN)
+        losses_S = self._losses(outputs_SN, targets_SN, tasks[0], members, rows, steps)
         grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             shapes = self.trained.shapes.values()
@@ -221,12 +221,21 @@ class Stack:
             for (name, shape), part in zip(self.row_layout.shapes.items(), parts, strict=True)
         }
 
-    def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, contexts: Sequence[ClientContext]) -> Tensor:
+    def _losses(
+        self,
+        outputs_SN: Tensor,
+        targets_SN: Tensor,
+        task: Task,
+        members: Sequence[int],
+        rows: Tensor | None,
+        steps: Sequence[int],
+    ) -> Tensor:
         """Return every client's loss, shape (S,)."""
         loss = self.bench.problem.method.loss
         if self.joint:
-            ctx, labels_SK = contexts[0], torch.stack([each.labels for each in contexts])
-            return loss(outputs_SN, targets_SN, CohortContext(ctx.round, labels_SK, ctx.level, ctx.lr))
+            labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
+            return loss(outputs_SN, targets_SN, CohortContext(task.round, labels_SK, task.level, task.lr))
+        contexts = [replace(self.contexts[i], step=steps[i]) for i in members]
         return torch.stack([loss(o, t, ctx) for o, t, ctx in zip(outputs_SN, targets_SN, contexts, strict=True)])
 
     def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
