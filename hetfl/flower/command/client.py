@@ -125,7 +125,7 @@ def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
                 node.stop()
                 log.forward()
             if not made and not received:  # not an error of the settings: systemd may start it again
-                log("ended", f"the node's process ended before it had the node: {node.warm.last_words()}")
+                log("ended", f"the node's process ended before the node was made: {node.warm.last_words()}")
                 return 1
             if not received:
                 log("restarting", f"the node's process ended: {node.warm.last_words()}")
