@@ -122,5 +122,13 @@ def test_what_no_configuration_can_name_is_noted() -> None:
     assert noted.unnamed == ["model.server_optimizer"]
     assert settings["init_args"]["net"] == {"class_path": "hetfl.models.ConvNet", "init_args": {"hidden": [4, 8]}}
     assert settings["init_args"]["levels"] == {"a": {}, "b": {"width": 0.5}}
+    noted.unnamed.clear()
+    named = noted.of(partial(ConvNet, 3, hidden=[4]), "net")
+    assert named == {"class_path": "hetfl.models.ConvNet", "init_args": {"in_channels": 3, "hidden": [4]}}
+    assert noted.unnamed == []
+    others: list[partial[Any]] = [partial(digits, seed=1), partial(torch.nn.Sequential, torch.nn.ReLU())]
+    for other in (*others, partial(dict, {"a": 1})):
+        assert "partial" in noted.of({"net": other}, "model")["net"]
+    assert noted.unnamed == ["model.net"] * 3
     plain = noted.of([np.float64(0.5), np.int64(3), signal.SIGINT, hetfl.Level("c", np.float64(0.25))], "x")
     assert yaml.safe_dump(plain, default_flow_style=True) == "[0.5, 3, 2, {width: 0.25}]\n"

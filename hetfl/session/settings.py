@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ class Settings:
             return {str(name): self.of(each, f"{key}.{name}") for name, each in value.items()}
         if isinstance(value, list | tuple):
             return [self.of(each, f"{key}[{number}]") for number, each in enumerate(value)]
-        if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
-            return self._named(value.func, dict(value.keywords), key)
+        if isinstance(value, partial) and isinstance(value.func, type):
+            arguments = _named_arguments(value)
+            if arguments is not None:
+                return self._named(value.func, arguments, key)
         if isinstance(value, type):
             return self._named(value, {}, key)
-        if (callable(value) and not hasattr(value, "__dict__")) or inspect.isroutine(value) or _is_data(value):
+        if (callable(value) and not hasattr(value, "__dict__")) or _is_routine(value) or _is_data(value):
             self.unnamed.append(key)
             return repr(value)[:80]
         return self._named(type(value), self._arguments(value, key), key)
@@ -89,6 +92,24 @@ def _is(value: Any, default: Any) -> bool:
     return value is default or (
         isinstance(value, (*PLAIN, list, tuple)) and type(value) is type(default) and value == default
     )
+
+
+def _named_arguments(value: partial[Any]) -> dict[str, Any] | None:
+    """Return the arguments of a partial of a class by name; None if one of them has no name."""
+    if not value.args:
+        return dict(value.keywords)
+    try:
+        parameters = inspect.signature(value.func).parameters.values()
+    except ValueError:  # a class of C without a signature
+        return None
+    names = [each.name for each in takewhile(lambda each: each.kind is each.POSITIONAL_OR_KEYWORD, parameters)]
+    if len(names) < len(value.args):
+        return None
+    return {**dict(zip(names, value.args, strict=False)), **value.keywords}
+
+
+def _is_routine(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, partial)
 
 
 def _is_data(value: Any) -> bool:
