@@ -85,7 +85,7 @@ class Aggregators(Piece):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         for model, content in state["by_model"].items():
-            self._of(model).load_state_dict(content)
+            self.of(model).load_state_dict(content)
 
     def checkpointed(self) -> None:  # noqa: D102
         for aggregator in self._by_model.values():
@@ -93,7 +93,7 @@ class Aggregators(Piece):
 
     def shared_bytes(self, client: int, model: int) -> int:
         """Return the bytes that a client is sent beside its part of a model."""
-        return self._of(model).shared_bytes(client)
+        return self.of(model).shared_bytes(client)
 
     def reset(self, models: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> None:
         """Begin a round.
@@ -131,7 +131,7 @@ class Aggregators(Piece):
         for model in sorted(self._used):
             of_model = self._models[max(model, 0)]
             stepped = [name for name in of_model if (name in self._shared) == (model == SHARED)]
-            step = self._of(model).compute()
+            step = self.of(model).compute()
             delta, holders = check_step(step, {name: of_model[name] for name in stepped}, type(self.first).__name__)
             require_finite({name: delta[name] for name in stepped}, f"steps from {self._source()}")
             corrected = correct(model, {name: delta[name] for name in stepped}, holders)
@@ -144,7 +144,8 @@ class Aggregators(Piece):
         """Return where steps are from, for messages."""
         return f"{type(self.first).__name__}.compute" + (f" in round {self._round[0] + 1}" if self._round else "")
 
-    def _of(self, model: int) -> Aggregator:
+    def of(self, model: int) -> Aggregator:
+        """Return the aggregator of a model."""
         if model not in self._by_model:
             aggregator = self._by_model[model] = copy.deepcopy(self._given)
             aggregator.setup(self._facts)
@@ -155,7 +156,7 @@ class Aggregators(Piece):
         return self._by_model[model]
 
     def _used_of(self, model: int) -> Aggregator:
-        aggregator = self._of(model)
+        aggregator = self.of(model)
         if model not in self._used:
             aggregator.reset(self._models[max(model, 0)])
             self._used.add(model)

@@ -90,8 +90,10 @@ def two_runs(root: Path) -> Figure:
 
 
 def drift(_: Path) -> Figure:
-    rows = [(t, level, 2, 0.1, 1.0, 0.1 * (i + 1) / (t + 1)) for t in range(5) for i, level in enumerate(LEVELS)]
-    return analysis.plot_drift(pd.DataFrame(rows, columns=["step", "level", "clients", "distance", "norm", "drift"]))
+    rows = [(t, 0, level, 2, 0.1, 1.0, 0.1 * (i + 1) / (t + 1)) for t in range(5) for i, level in enumerate(LEVELS)]
+    return analysis.plot_drift(
+        pd.DataFrame(rows, columns=["step", "model", "level", "clients", "distance", "norm", "drift"])
+    )
 
 
 def channels(_: Path) -> Figure:

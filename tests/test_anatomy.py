@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import Trainer
+from lightning import Callback, Trainer
 from matplotlib.image import AxesImage
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
@@ -31,9 +32,10 @@ from hetfl.analysis import (
     plot_holders,
     plot_mean_holders,
 )
+from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import LabelShards
-from hetfl.fleet import DiscountedUCB, Dynamic
+from hetfl.fleet import Device, DiscountedUCB, Dynamic, SameDevice
 from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
@@ -108,6 +110,8 @@ def test_holders_of_any_indices_equal_a_count_one_by_one(rounds: list[list[tuple
         selection=selection,
         assignment=Dynamic(),
         parts=Prefix(),
+        models=[None],
+        ledger=SimpleNamespace(deadline=None, fleet=SimpleNamespace(fails=lambda client, round: None)),
         round=SimpleNamespace(tasks=tasks),
     )
     counts = holders(cast(FederatedModule, stand_in), len(rounds))
@@ -131,9 +135,26 @@ def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
         holders(module, 1)
     with pytest.raises(ConfigurationError, match="Expected an assignment that can be replayed, .* DiscountedUCB"):
         module.round.tasks(1, lr=0.0)
+    module = small_module(deadline=1e9)
+    fit(module, rounds=1)
+    with pytest.raises(ConfigurationError, match="Expected no deadline, .* but got one of 1e\\+09 s"):
+        holders(module, 1)
+    module = small_module(clustering=IFCA(2))
+    fit(module, rounds=1)
+    with pytest.raises(ConfigurationError, match="Expected one global model, .* but got 2"):
+        holders(module, 1)
     with pytest.raises(ConfigurationError, match=r"Expected a module that has met its data .* but got a new one"):
         holders(small_module(), 1)
     assert isinstance(module.selection, Selection)
+
+
+def test_clients_that_fail_hold_nothing(fit: Fit) -> None:
+    module, recorder = small_module(fleet=SameDevice(Device(failure_rate=0.4)), seed=1), Recorder()
+    fit(module, rounds=3, callbacks=[recorder], limit_val_batches=0)
+    trained = {report.client for updates in recorder.updates for _, _, report in updates}
+    assert len(trained) < len({task.client for round in range(3) for task in module.round.tasks(round, lr=0.0)})
+    counts = holders(module, rounds=3)["blocks.0.conv.weight"]
+    assert counts[0, 0, 0, 0] == len(trained)  # an entry of all levels
 
 
 def test_mean_holders_equal_the_held_entries_of_the_snapshots(fit: Fit) -> None:
@@ -202,7 +223,7 @@ def test_drift_equals_a_computation_from_the_updates_of_the_level(fit: Fit, serv
     )
     recorder.models.append(arrays(module))
     table = drift.table()
-    assert list(table.columns) == ["step", "level", "clients", "distance", "norm", "drift"]
+    assert list(table.columns) == ["step", "model", "level", "clients", "distance", "norm", "drift"]
     assert list(table["step"]) == [round for round in range(5) for _ in WIDTHS]
     assert list(table["level"]) == list(WIDTHS) * 5
     for row in table.itertuples():
@@ -229,6 +250,31 @@ def test_drift_is_zero_without_training_and_with_one_level(fit: Fit) -> None:
     assert (still.table()["drift"].dropna() == 0).all()
     assert (alone.table()["drift"] == 0).all()
     assert (alone.table()["norm"] > 0).all()
+
+
+def test_every_model_is_compared_with_its_own_clients(fit: Fit) -> None:
+    drift = LevelDrift()
+    module = small_module(levels=small_levels(1.0), clustering=IFCA(2), selection=Uniform(8))
+    fit(module, callbacks=[drift], limit_val_batches=0)
+    table = drift.table()
+    assert list(table["model"]) == [0, 1] * 3
+    assert (table.groupby("model")["clients"].sum() > 0).all(), "a model without clients, which the test must not have"
+    assert (table["drift"].dropna() == 0).all(), "one level's aggregate is the new model"
+    with pytest.raises(ConfigurationError, match="Expected the drift of one global model but got 2"):
+        plot_drift(table)
+
+
+def test_a_resumed_run_has_the_drift_of_all_rounds(fit: Fit, tmp_path: Path) -> None:
+    class Saves(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    whole, half, again = LevelDrift(), LevelDrift(), LevelDrift()
+    fit(small_module(), callbacks=[whole])
+    fit(small_module(), rounds=2, callbacks=[half, Saves()])
+    fit(small_module(), callbacks=[again], ckpt=str(tmp_path / "last.ckpt"))
+    assert list(again.table()["step"]) == [round for round in range(3) for _ in WIDTHS]
+    pd.testing.assert_frame_equal(again.table(), whole.table())
 
 
 def test_recording_the_drift_does_not_change_the_run(fit: Fit) -> None:
@@ -319,8 +365,8 @@ def test_figures_show_the_tables() -> None:
 
 
 def test_labels_of_drift_lines_do_not_overlap() -> None:
-    rows = [(step, level, 1, 1.0, 10.0, 0.1) for step in range(3) for level in "abcd"]
-    table = pd.DataFrame(rows, columns=["step", "level", "clients", "distance", "norm", "drift"])
+    rows = [(step, 0, level, 1, 1.0, 10.0, 0.1) for step in range(3) for level in "abcd"]
+    table = pd.DataFrame(rows, columns=["step", "model", "level", "clients", "distance", "norm", "drift"])
     table.loc[table["level"] == "d", "drift"] = np.nan  # no client had this level
     ax = plot_drift(table).axes[0]
     assert [line.get_ydata().tolist() for line in ax.lines] == [[10.0] * 3] * 3  # type: ignore[union-attr]

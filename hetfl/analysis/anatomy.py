@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -30,60 +30,75 @@ class LevelDrift(FederatedCallback):
     with :math:`\Delta_l` the aggregate of the decoded updates of level l alone, by the aggregator of the run, and
     :math:`H_l` the entries of the trained tensors that the clients of these updates hold. The drift is 0 if no other
     level holds these entries and the server applies the mean unchanged. Snapshots have no updates, so the drift must be
-    measured during the run. It does not change the run, and needs memory for one global model plus one per level.
+    measured during the run. It does not change the run, and needs memory for one global model plus one per level. Each
+    of several global models is compared with the levels of its own clients. Checkpoints have the rounds until then.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._rows: list[dict[str, object]] = []
-        self._before: dict[str, Tensor] = {}
-        self._levels: dict[str, tuple[Aggregator, int]] = {}
+        self._before: list[dict[str, Tensor]] = []  # by model
+        self._levels: dict[tuple[int, str], tuple[Aggregator, int]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows of the table."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the rows that :meth:`state_dict` returned."""
+        self._rows = list(state_dict["rows"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep a copy of the global model before the round."""
-        module = cast(FederatedModule, pl_module)
-        self._before = {name: module.models.tensors[0][name].detach().clone() for name in module.models.trained}
+        """Keep a copy of every global model before the round."""
+        models = cast(FederatedModule, pl_module).models
+        self._before = [{name: of[name].detach().clone() for name in models.trained} for of in models.tensors]
         self._levels = {}
 
     def on_update(
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
     ) -> None:
-        """Add an update to those of its level."""
-        if report.level not in self._levels:
-            federated = cast(FederatedModule, module)
-            aggregator = copy.deepcopy(federated.aggregator.first)
-            aggregator.reset(federated.models.tensors[0])
-            self._levels[report.level] = aggregator, 0
-        aggregator, clients = self._levels[report.level]
+        """Add an update to those of its model and level."""
+        key, federated = (report.model, report.level), cast(FederatedModule, module)
+        if key not in self._levels:
+            aggregator = copy.deepcopy(federated.aggregator.of(report.model))
+            aggregator.reset(federated.models.tensors[report.model])
+            self._levels[key] = aggregator, 0
+        aggregator, clients = self._levels[key]
         aggregator.update(update, index, report)
-        self._levels[report.level] = aggregator, clients + 1
+        self._levels[key] = aggregator, clients + 1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure a validated round, because some checkpoints are written right after the validation."""
+        self._measure(cast(FederatedModule, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the aggregate of every level with the global model after the round."""
-        module = cast(FederatedModule, pl_module)
-        for level in module.levels:
-            clients, (distance, norm) = 0, (math.nan, math.nan)
-            if level in self._levels:
-                aggregator, clients = self._levels[level]
-                distance, norm = _distance(self._before, aggregator, module.models.tensors[0])
-            self._rows.append(
-                {
-                    "step": module.models.last_round,
-                    "level": level,
-                    "clients": clients,
-                    "distance": distance,
-                    "norm": norm,
-                }
-            )
-        self._before, self._levels = {}, {}
+        """Measure a round that is not validated."""
+        self._measure(cast(FederatedModule, pl_module))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the updates of a round that did not end."""
+        self._before, self._levels = [], {}
+
+    def _measure(self, module: FederatedModule) -> None:
+        """Compare the aggregate of every level with its global model after the round, once in a round."""
+        for model, before in enumerate(self._before):
+            for level in module.levels:
+                clients, (distance, norm) = 0, (math.nan, math.nan)
+                if (model, level) in self._levels:
+                    aggregator, clients = self._levels[model, level]
+                    distance, norm = _distance(before, aggregator, module.models.tensors[model])
+                row = {"step": module.models.last_round, "model": model, "level": level, "clients": clients}
+                self._rows.append({**row, "distance": distance, "norm": norm})
+        self._before, self._levels = [], {}
 
     def table(self) -> pd.DataFrame:
-        """Return a row per round and level.
+        """Return a row per round, global model and level.
 
-        Columns: ``step`` (the round), ``level``, ``clients`` of the level in the round, ``distance`` and ``norm`` (the
-        numerator and the denominator, in float64), ``drift``; the last three are NaN for a level without clients.
+        Columns: ``step`` (the round), ``model`` (its number), ``level``, ``clients`` of the level in the round,
+        ``distance`` and ``norm`` (the numerator and the denominator, in float64), ``drift``; the last three are NaN for
+        a level without clients.
         """
-        table = pd.DataFrame(self._rows, columns=["step", "level", "clients", "distance", "norm"])
+        table = pd.DataFrame(self._rows, columns=["step", "model", "level", "clients", "distance", "norm"])
         return table.assign(drift=table["distance"] / table["norm"])
 
 

@@ -82,11 +82,13 @@ def plot_drift(table: pd.DataFrame) -> Figure:
     """Draw the drift of each level from the global model over rounds.
 
     Args:
-        table: the result of :meth:`hetfl.analysis.LevelDrift.table`.
+        table: the result of :meth:`hetfl.analysis.LevelDrift.table`, with rows of one global model.
 
     Raises:
-        ConfigurationError: the table has no row with a drift.
+        ConfigurationError: the table has no row with a drift, or rows of several global models.
     """
+    if (models := table["model"].nunique()) > 1:
+        raise ConfigurationError(f"Expected the drift of one global model but got {models}: table[table.model == 0]")
     known = table.dropna(subset="drift")
     if known.empty:
         raise ConfigurationError("Expected the drift of at least one round but got none: use LevelDrift during the run")

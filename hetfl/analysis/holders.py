@@ -40,7 +40,8 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
 
     with :math:`S_t` the cohort of round t and :math:`U_k(t)` the entries that client k sends at its level of that
     round. Cohorts and levels depend only on the seed of the module and the round, so the result is exact for any
-    weights. An update that the server refused counts as held, because its client did train.
+    weights. An update that the server refused counts as held, because its client did train; a client that failed in a
+    round, by its fleet, did not.
 
     Args:
         module: a module with data: one that was trained, validated or tested.
@@ -50,7 +51,8 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
         By name of a trained tensor, int64 counts of its shape.
 
     Raises:
-        ConfigurationError: the module has no data yet, or its selection, assignment or part rule is not replayable.
+        ConfigurationError: the module has no data yet, has several global models or a deadline, or its selection,
+            assignment or part rule is not replayable.
     """
     counts = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in parameters_of(module.net).items()}
     for indices in _held_by_client(module, rounds).values():
@@ -81,8 +83,16 @@ def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Inde
         raise ConfigurationError(
             "Expected a module that has met its data (trainer.fit, validate or test) but got a new one"
         )
+    if len(module.models) > 1:
+        raise ConfigurationError(f"Expected one global model, to count its holders, but got {len(module.models)}")
+    if module.ledger.deadline is not None:
+        raise ConfigurationError(
+            "Expected no deadline, to replay which clients trained, but got one of "
+            f"{module.ledger.deadline:g} s: who misses it depends on the simulated time"
+        )
     held: dict[int, list[Index]] = {}
     for round in range(rounds):
         for task in module.round.tasks(round, lr=0.0):
-            held.setdefault(task.client, []).append(task.sent)
+            if module.ledger.fleet.fails(task.client, round) is None:
+                held.setdefault(task.client, []).append(task.sent)
     return held
