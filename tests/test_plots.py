@@ -127,7 +127,7 @@ def test_plots_are_written_with_their_labels(folder: Path) -> None:
     assert set(ends) < set(sent)
     assert {"Rounds done", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
     assert {"Uploaded by all clients (MB, log scale)", "Accuracy (%)"} < set(sent)
-    assert "the same uploads, dense float32: 300 MB (25.0×)" in sent  # 30 rounds of 0.4 MB at 25×
+    assert "the updates, dense float32: 300 MB (25.0× all uploads)" in sent  # 30 rounds of 0.4 MB at 25×
     assert not any(text.startswith("global") for text in rounds)  # the global model is level a
 
 

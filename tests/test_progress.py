@@ -232,7 +232,7 @@ def test_totals_are_read_from_the_contract_columns() -> None:
         "worst tenth": "25.00 %",
         "uploaded": "1.00 MB",
         "downloaded": "2.50 GB",
-        "compression": "uploads of 32.0× fewer bytes than dense float32",
+        "compression": "uploads of 32.0× fewer bytes than dense float32 updates",
         "computed": "7.00 PFLOP",
         "simulated time": "1:00:00",
         "wall time": "0:01:15",

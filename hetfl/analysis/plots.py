@@ -143,7 +143,8 @@ def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
 def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     """Plot the validation headline of every level over the bytes that all clients have uploaded.
 
-    A mark shows the bytes of the same uploads as dense float32: Σ_t up_bytes(t) · up_ratio(t).
+    A mark shows the bytes of the accepted updates as dense float32, Σ_t up_bytes(t) · up_ratio(t), and how many times
+    the bytes of all uploads this is. Uploads also have statistics, answers and refused updates.
 
     Args:
         run: the run.
@@ -244,10 +245,10 @@ def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
-    """Mark the sent bytes, and the bytes of the same uploads as dense float32, in the band below the curves."""
+    """Mark the sent bytes, and the bytes of the updates as dense float32, in the band below the curves."""
     place = ax.get_xaxis_transform()
     ax.plot([dense, dense], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
-    text = f"the same uploads, dense float32: {plain_number(float(f'{dense:.3g}'))} MB"
+    text = f"the updates, dense float32: {plain_number(float(f'{dense:.3g}'))} MB"
     if dense > 1.05 * sent:
         ax.plot([sent, sent], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
         ax.annotate(
@@ -258,7 +259,7 @@ def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
             textcoords=place,
             arrowprops={"arrowstyle": "<->", "color": GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
         )
-        text += f" ({dense / sent:.1f}×)"
+        text += f" ({dense / sent:.1f}× all uploads)"
     ax.annotate(
         text,
         xy=(dense, 0.55 * BAND),

@@ -153,7 +153,7 @@ class Standing:
         test_score: the test headline of the last row; None: not tested.
         up_bytes: bytes uploaded up to the last row; None: unknown.
         down_bytes: bytes downloaded up to the last row; None: unknown.
-        up_ratio: bytes of dense float32 uploads up to the last row, divided by ``up_bytes``; None: unknown.
+        up_ratio: bytes of updates as dense float32 up to the last row, divided by ``up_bytes``; None: unknown.
     """
 
     done: int = 0

@@ -156,7 +156,10 @@ def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = AC
         f"personal {headline.words}": (headline.personal, lambda value: f"{shown(value)} (own levels and tensors)"),
         "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
         "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
-        "compression": ("comm/up_ratio_total", lambda value: f"uploads of {value:.1f}× fewer bytes than dense float32"),
+        "compression": (
+            "comm/up_ratio_total",
+            lambda value: f"uploads of {value:.1f}× fewer bytes than dense float32 updates",
+        ),
         "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
         "simulated time": ("sim/seconds_total", format_seconds),
     }
