@@ -20,6 +20,7 @@ from hetfl.models import scaled
 from hetfl.objectives import Classification, Regression
 from hetfl.part import Part
 from hetfl.parts import Prefix, RandomMask
+from hetfl.piece import Piece
 from hetfl.selection import Probe, Uniform
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
@@ -349,6 +350,57 @@ class Learnt(RandomMask):
 
 def test_a_part_rule_that_does_not_save_its_state_fails_the_check() -> None:
     broken(lambda: testing.check_part_rule(Learnt), "Learnt to continue from a saved state as without saving")
+
+
+class Forgets(Piece):
+    """Counts rounds and saves their number, but sets it back in ``begin``, which a resumed run calls after loading."""
+
+    rounds = 0
+
+    def begin(self) -> None:
+        super().begin()
+        self.rounds = 0
+
+    def end_round(self, round: int) -> None:
+        super().end_round(round)
+        self.rounds += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"of": super().state_dict(), "rounds": self.rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state["of"])
+        self.rounds = state["rounds"]
+
+
+class ForgetfulMean(Forgets, HolderMean):
+    def compute(self) -> Any:
+        steps, holders = super().compute()
+        return each(steps, lambda step: step * (1 + self.rounds)), holders
+
+
+class ForgetfulUniform(Forgets, Uniform):
+    replayable = False
+
+    def select(self, round: int, probe: Probe) -> list[int]:
+        return [probe.clients[self.rounds % len(probe.clients)]] if probe.clients else []
+
+
+class ForgetfulMask(Forgets, RandomMask):
+    def part(self, level: str, round: int, client: int) -> Part:
+        return super().part(level, round + 100 * self.rounds, client)
+
+
+@pytest.mark.parametrize(
+    ("check", "make"),
+    [
+        (testing.check_aggregator, ForgetfulMean),
+        (testing.check_selection, ForgetfulUniform),
+        (testing.check_part_rule, ForgetfulMask),
+    ],
+)
+def test_a_begin_that_resets_a_loaded_state_fails_the_check(check: Callable[..., None], make: type[Forgets]) -> None:
+    broken(lambda: check(make), f"{make.__name__} to continue from a saved state as without saving")
 
 
 class Net(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,13 @@ def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort
     return taken
 
 
-def ready(make: Callable[[], Aggregator]) -> Aggregator:
-    """Return an aggregator after setup, before its first round."""
+def ready(make: Callable[[], Aggregator], state: dict[str, Any] | None = None) -> Aggregator:
+    """Return an aggregator after setup, and with a state after loading it, before its next round."""
     aggregator = make()
     parameters = {name: torch.zeros(shape) for name, shape in SHAPES.items() if name != "running_mean"}
     aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3, parameters=parameters))
+    if state is not None:
+        aggregator.load_state_dict(state)
     aggregator.begin()
     return aggregator
 
@@ -174,10 +177,9 @@ def _check_sparse_refusal(aggregator: Aggregator, updates: Cohort) -> None:
 
 
 def _check_state(make: Callable[[], Aggregator]) -> None:
-    first, again, name = ready(make), ready(make), type(make()).__name__
+    first, name = ready(make), type(make()).__name__
     play(first, cohort(2, masks=False))
-    state = through_a_file(first.state_dict(), name)
-    again.load_state_dict(state)
+    again = ready(make, through_a_file(first.state_dict(), name))
     resumed, expected = (play(each, cohort(3, masks=False), 1) for each in (again, first))
     rule = f"{name} to continue from a saved state as without saving, and to forget in reset what is not in it"
     require(same(resumed, expected), rule, "another step")

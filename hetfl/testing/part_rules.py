@@ -68,7 +68,7 @@ def check_part_rule(
     _check_state(make, sizes, questions)
 
 
-def _ready(make: Callable[[], PartRule], levels: LevelSet) -> PartRule:
+def _ready(make: Callable[[], PartRule], levels: LevelSet, state: dict[str, Any] | None = None) -> PartRule:
     rule = make()
     rule.meet(levels, seed=3)
     parameters = parameters_of(levels.net)
@@ -79,6 +79,8 @@ def _ready(make: Callable[[], PartRule], levels: LevelSet) -> PartRule:
         "held_out": (3,) * 4,
     }
     rule.setup(Facts((9,) * 4, seed=3, rounds=8, **known))
+    if state is not None:
+        rule.load_state_dict(state)
     rule.begin()
     return rule
 
@@ -117,11 +119,11 @@ def _observed(rule: PartRule, round: int) -> None:
 
 
 def _check_state(make: Callable[[], PartRule], levels: LevelSet, questions: list[Question]) -> None:
-    first, again = _ready(make, levels), _ready(make, levels)
+    first = _ready(make, levels)
     for round in range(2):
         _observed(first, round)
     name = type(first).__name__
-    again.load_state_dict(through_a_file(first.state_dict(), name))
+    again = _ready(make, levels, through_a_file(first.state_dict(), name))
     for level, round, client in questions:
         alike = again.part(level, round + 2, client) == first.part(level, round + 2, client)
         require(alike, f"{name} to continue from a saved state as without saving", f"another part at level {level}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -76,9 +77,11 @@ def check_selection(selection: Selection | Callable[[], Selection], rounds: int 
     _check_state(make, rounds)
 
 
-def _ready(make: Callable[[], Selection], seed: int) -> Selection:
+def _ready(make: Callable[[], Selection], seed: int, state: dict[str, Any] | None = None) -> Selection:
     policy = make()
     policy.setup(Facts(SIZES, seed, ("a",), 9))
+    if state is not None:
+        policy.load_state_dict(state)
     policy.begin()
     return policy
 
@@ -121,11 +124,11 @@ def _check_rounds(make: Callable[[], Selection], seed: int, rounds: int) -> None
 
 def _check_state(make: Callable[[], Selection], rounds: int) -> None:
     for before in (1, rounds - 1):
-        policy, resumed = _ready(make, 0), _ready(make, 0)
+        policy = _ready(make, 0)
         name = type(policy).__name__
         for round in range(before):
             _play(policy, round, 0)
-        resumed.load_state_dict(through_a_file(policy.state_dict(), name))
+        resumed = _ready(make, 0, through_a_file(policy.state_dict(), name))
         for round in range(before, rounds + 2):
             cohort, other = _play(policy, round, 0), _play(resumed, round, 0)
             rule = f"{name} to continue from a saved state as without saving"
