@@ -18,6 +18,7 @@ import hetfl
 from hetfl import ConfigurationError, FederatedModule
 from hetfl.data import FederatedDataModule
 from hetfl.export import FORMATS, export_submodel
+from hetfl.export.card import read_card
 from hetfl.fleet import Fixed
 from tests.conftest import small_data, small_levels, small_module
 
@@ -219,3 +220,18 @@ def test_impossible_exports_are_refused(module: FederatedModule, tmp_path: Path)
     (tmp_path / "a.onnx").mkdir()
     with pytest.raises(ConfigurationError, match=r"a\.onnx, which is a folder"):
         export_submodel(module, "a", tmp_path / "a.onnx")
+
+
+def test_a_score_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    module = trained(small_module(), test=False, limit_val_batches=0)
+    module.trainer.test(module, datamodule=module.data, verbose=False)
+    assert export_submodel(module, "c", tmp_path / "c.safetensors").score is not None
+    module.trainer.callback_metrics["test/accuracy_by_level/c"] = torch.tensor(torch.nan)
+    assert export_submodel(module, "c", tmp_path / "c.safetensors").score is None
+    assert read_card(tmp_path / "c.safetensors.json").score is None
+
+
+def test_personal_tensors_are_the_initial_ones_and_named(tmp_path: Path) -> None:
+    module = trained(small_module(personal=["classifier.*"]))
+    with pytest.warns(UserWarning, match=r"Personal tensors \(classifier\.\*\) have their initial values in .*c\.saf"):
+        export_submodel(module, "c", tmp_path / "c.safetensors")

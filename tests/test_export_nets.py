@@ -198,3 +198,25 @@ def test_other_data_and_transforms_are_recorded_in_the_card(tmp_path: Path) -> N
             loaded = hetfl.load(tmp_path / f"a.{format}", net if format == "safetensors" else None)
             expected, got = module.net(samples), loaded(samples)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+class Placed(nn.Module):
+    """A net with a layer of the name that tensors in other files have in ONNX."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.location = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.location(x.flatten(1))
+        return logits
+
+
+def test_a_layer_may_have_any_name_in_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained(small_module(net=Placed, levels=small_levels(1.0)), test=False, limit_val_batches=0)
+    inputs, path = batch(module, 3), tmp_path / "a.onnx"
+    expected = module.submodel("a")(inputs).detach()
+    torch.testing.assert_close(roundtrip(module, "a", path)(inputs), expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
+    with pytest.raises(ConfigurationError, match="but got one that may name other files"):  # none can tell without onnx
+        hetfl.load(path)

@@ -65,3 +65,5 @@ def test_nets_without_adapters_have_none_to_export(fit: Fit, tmp_path: Path) -> 
         export_adapter(module, "b", tmp_path)
     with pytest.raises(ConfigurationError, match=r"a level in \['a', 'b', 'c'\] but got 'z'"):
         export_adapter(module, "z", tmp_path)
+    with pytest.raises(ConfigurationError, match="a cluster from 0 to 0 to export but got 1"):
+        export_adapter(module, "b", tmp_path, 1)

@@ -20,7 +20,7 @@ from hetfl.cli.exporting import export_line, export_target
 from hetfl.cli.loggers import add_run_folder, go_on_tracking
 from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
 from hetfl.display import RoundProgress, RunSummary, describe
-from hetfl.export import check_export, export_adapter, export_submodel, known_cluster
+from hetfl.export import check_export, export_adapter, export_submodel
 from hetfl.federation import FederatedModule
 from hetfl.importing import earlier_objects_frozen
 from hetfl.reading import parse_yaml
@@ -100,7 +100,7 @@ class FederatedTrainer(Trainer):
         if path.suffix == ".peft":
             self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
             if self.is_global_zero:
-                entries = export_adapter(model, level, path, known_cluster(model, cluster))
+                entries = export_adapter(model, level, path, cluster)
                 print(f"{'exported':<18}{path} (level {level}, {entries:,} trained parameters)")
             return
         check_export(model, level, path)

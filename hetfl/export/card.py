@@ -58,7 +58,7 @@ class Card:
             batches (None if the arguments are not plain values).
         classes: number of classes K.
         score: the headline on the test set under its column, such as ``test/accuracy``, and the number of ``samples``;
-            None: not measured. In older cards its key is ``accuracy``.
+            None: not measured, or not finite. In older cards its key is ``accuracy``.
         hetfl: version of hetfl that wrote the card.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -85,11 +86,13 @@ def measured_score(module: FederatedModule, level: str) -> dict[str, float] | No
     """Return the headline of a level in the last test, and its number of samples.
 
     The key of the headline is its column, such as ``test/accuracy`` or ``test/r2``. The result is None if the last
-    action of the trainer was not a test, or if there are several global models.
+    action of the trainer was not a test, if there are several global models, or if the score is not finite.
     """
     trainer, data, headline = module.trainer, module.data, module.objective.headline
     value = trainer.callback_metrics.get(headline.column("test", level))
     if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
+        return None
+    if not math.isfinite(value):
         return None
     # limit_test_batches may have shortened the test.
     samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)

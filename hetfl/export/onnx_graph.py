@@ -64,7 +64,7 @@ class Onnx(Format):
 
     def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:  # noqa: D102
         self.require(writing=False)
-        if b"location" in data:  # the key of tensors in other files, which the digest does not cover
+        if b"location" in data and _names_files(data):  # such tensors have this key, and the digest does not cover them
             raise ConfigurationError(
                 "Expected an ONNX model with all values inside but got one that may name other files"
             )
@@ -158,11 +158,34 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def _names_files(data: bytes) -> bool:
+    """Return whether a model has tensors in other files, or may have: only the package ``onnx`` can tell."""
+    if importlib.util.find_spec("onnx") is None:
+        return True
+    import onnx
+
+    try:
+        messages = [onnx.load_model_from_string(data)]
+    except Exception:  # onnx and its protobuf raise many kinds of errors
+        return True
+    while messages:
+        message = messages.pop()
+        if isinstance(message, onnx.TensorProto) and message.external_data:
+            return True
+        messages += _inner(message)
+    return False
+
+
 def _strip(message: Any) -> None:
     """Remove descriptions from a protobuf message and its nested messages."""
-    for field, value in message.ListFields():
-        if field.name in DESCRIPTIONS:
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            for part in value if hasattr(value, "__len__") else [value]:
-                _strip(part)
+    for name in DESCRIPTIONS:
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for part in _inner(message):
+        _strip(part)
+
+
+def _inner(message: Any) -> list[Any]:
+    """Return the messages that are values of a protobuf message."""
+    fields = [value for field, value in message.ListFields() if field.message_type is not None]
+    return [part for value in fields for part in (value if hasattr(value, "__len__") else [value])]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.export.adapter import ROUNDING, merged, plain
+from hetfl.export.adapter import ROUNDING, known_cluster, merged, plain, warn_of_personal
 from hetfl.export.card import Card, Constructor, card_path
 from hetfl.export.constructor import own_net
 from hetfl.export.describing import describe
@@ -33,7 +33,8 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
     The file is read like in :func:`hetfl.load`, and its outputs on test samples are compared with those of the
     framework: they must have the same bits for safetensors, and differ by at most 1e-5 for onnx. Then the file gets its
     name, and the card is written. Adapters (:class:`hetfl.lora.LoRA`) are merged: the file has the plain base.
-    Of Ditto's two nets the file has the global one.
+    Of Ditto's two nets the file has the global one. Personal tensors have their initial values in the file, because
+    each client keeps its own; a warning names them.
 
     Args:
         module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a score needs a test.
@@ -54,6 +55,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
     cluster = known_cluster(module, cluster)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         submodel = present_submodel(module, level, cluster)
+        warn_of_personal(module, submodel, path)
         net, constructor = standalone(module, level, submodel)
         batch_N = sample_batch(module, next(net.parameters()).dtype)
         content = format.encode(net, module.predict, taken(batch_N, torch.tensor([0, -1])))
@@ -87,20 +89,6 @@ def check_export(module: FederatedModule, level: str, path: Path) -> Format:
     format.require(writing=True)
     check_target(path)
     return format
-
-
-def known_cluster(module: FederatedModule, cluster: int | None) -> int:
-    """Return the number of the cluster to export.
-
-    Raises:
-        ConfigurationError: there are several models and ``cluster`` is None, or the number is out of range.
-    """
-    count = len(module.models)
-    if cluster is None and count == 1:
-        return 0
-    if cluster is None or not 0 <= cluster < count:
-        raise ConfigurationError(f"Expected a cluster from 0 to {count - 1} to export but got {cluster}")
-    return cluster
 
 
 def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> nn.Module:
