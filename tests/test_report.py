@@ -153,6 +153,16 @@ def test_clients_and_heads_have_separate_figures(tmp_path: Path) -> None:
     assert parts == ["global", "a", "b", "c", "head_1", "head_2"]
 
 
+def test_scores_of_clients_after_more_rounds_are_left_out(tmp_path: Path) -> None:
+    groups = {"long": [write_run(tmp_path / "long")], "short": [write_run(tmp_path / "short", rounds=4, tested=False)]}
+    write_clients(groups["long"][0], [1.0, 0.5])
+    write_report(groups, tmp_path / "out", unfinished=True)
+    text = (tmp_path / "out/report.md").read_text()
+    assert cells(text, "on the clients' test data after round 4")[1][-1] == "–"
+    assert "clients.csv of long is left out: it is of the last round, after more training." in text
+    assert not (tmp_path / "out/plots/accuracy_of_clients.png").exists()
+
+
 def test_costs_that_no_run_counts_are_left_out_with_a_note(tmp_path: Path) -> None:
     costs = {"comm/up_bytes_total": 1e6, "sim/seconds_total": 0.0}
     groups = {"g": [write_run(tmp_path / "g/0", per_round=costs)]}

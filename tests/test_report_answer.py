@@ -97,7 +97,15 @@ def test_the_next_best_is_that_of_each_size(tmp_path: Path) -> None:
 def test_single_seeds_tell_nothing_apart(tmp_path: Path) -> None:
     sentences = verdict(sized(tmp_path, {"width": [0.9, 0.8, 0.7], "depth": [0.3, 0.2, 0.2]}, seeds=1))
     assert not any("leads" in sentence for sentence in sentences)
-    assert "no group is told apart from another: run several seeds" in sentences[1]
+    assert "There is one run of each group, so no group is told apart from another: run several seeds" in sentences[1]
+    groups = {name: [full_run(tmp_path / name, lr=lr)] for lr, name in enumerate(("one", "two"))}
+    groups["other sizes"] = [
+        write_run(tmp_path / f"other {seed}", seed, config=settings(seed, lr=9)) for seed in (0, 1)
+    ]
+    for folder in groups["other sizes"]:
+        write_levels(folder, {"a": 10, "b": 5, "c": 2})
+    made = make_groups({name: [load_run(each) for each in folders] for name, folders in groups.items()})
+    assert "one run of each group that is compared, so no group" in verdict(make_material(made, None))[1]
 
 
 def test_the_terminal_shows_the_same_sentences_in_80_columns(tmp_path: Path) -> None:

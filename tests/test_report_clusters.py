@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -47,11 +48,13 @@ def test_the_table_counts_models_clients_and_changes(tmp_path: Path) -> None:
     split = write_clusters(write_run(tmp_path / "split"), SPLIT, [0.9, 0.8], 2)
     assert cells(split) == ["x", "0", "2", "4, 2", "90.00 %, 80.00 %", Cell("2", "the last in round 4")]
     moving = write_clusters(write_run(tmp_path / "moving"), MOVING, [0.9, 0.8], 3)
-    assert cells(moving) == ["x", "0", "3", "2, 1, 0", "90.00 %, 80.00 %", Cell("3", "the last in round 7")]
+    assert cells(moving) == ["x", "0", "3", "2, 1, 0", "90.00 %, 80.00 %, –", Cell("3", "the last in round 7")]
     still = write_clusters(write_run(tmp_path / "still"), BEGIN, [], 1)
     assert cells(still) == ["x", "0", "1", "6", "–", Cell("0")]
     many = write_clusters(write_run(tmp_path / "many"), [(0, c, c) for c in range(9)], [0.1 * c for c in range(9)], 9)
     assert cells(many)[2:5] == ["9", "1 to 1", "0.00 % to 80.00 %"]
+    later = write_clusters(write_run(tmp_path / "later"), [(0, 0, 0), (0, 1, 2)], [0.9, np.nan, 0.8], 3)
+    assert cells(later)[3:5] == ["1, 0, 1", "90.00 %, –, 80.00 %"]
     unknown = write_clusters(write_run(tmp_path / "unknown"), SPLIT, [0.9, 0.8], 0)
     assert cells(unknown)[2] == "2"
 

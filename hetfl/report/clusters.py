@@ -23,6 +23,7 @@ from hetfl.report.figures import WIDTH, drawing_of
 from hetfl.report.groups import Group, seed_of
 from hetfl.report.panels import Axis, Drawing, Panel
 from hetfl.report.series import ROUNDS, Band, final_amount
+from hetfl.report.tables import NONE
 
 MOST = 6
 """Maximum number of clusters that are listed one by one; of more, a table has the smallest and the largest number."""
@@ -102,7 +103,9 @@ def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
         when = np.flatnonzero(moves_NR.any(axis=0)) + 2  # rounds count from 1, and column 0 is a move in round 2
         changes = Cell(str(int(moves_NR.sum())), f"the last in round {when[-1]}" if len(when) else "")
         sizes = [float((each.members[:, -1] == cluster).sum()) for cluster in range(each.count)]
-        ends = [float(band.mean[-1]) for band in each.scores.values()]
+        ends = [
+            float(each.scores[cluster].mean[-1]) if cluster in each.scores else None for cluster in range(each.count)
+        ]
         numbers = [_all_or_ends(sizes, "{:.0f}".format), _all_or_ends(ends, headline.shown)]
         rows.append([each.group, seed_of(each.run), str(each.count), *numbers, changes])
     return Table(
@@ -112,11 +115,14 @@ def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
     )
 
 
-def _all_or_ends(values: Sequence[float], write: Callable[[float], str]) -> str:
+def _all_or_ends(values: Sequence[float | None], write: Callable[[float], str]) -> str:
     """Return all values as text, or only the smallest and the largest of more than :data:`MOST`."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
     if len(values) > MOST:
-        return f"{write(min(values))} to {write(max(values))}"
-    return ", ".join(map(write, values)) or "–"
+        return f"{write(min(known))} to {write(max(known))}"
+    return ", ".join(NONE if value is None else write(value) for value in values)
 
 
 def cluster_figures(groups: Sequence[Group]) -> dict[str, Drawing | None]:

@@ -197,6 +197,10 @@ def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     yield client_table(material)
     if without:
         yield Text(f"No clients.csv in {', '.join(without)}: the {headline.several} of single clients are unknown.")
+    runs = [(group.name, run) for group in material.groups for run in group.runs if run.clients is not None]
+    later = list(dict.fromkeys(name for name, run in runs if material.clients_of(run) is None))
+    if later:
+        yield Text(f"clients.csv of {', '.join(later)} is left out: it is of the last round, after more training.")
     caption = f"Share of the clients of all seeds with at most the {headline.words} on the horizontal axis."
     key = f"{headline.name}_of_clients"
     yield from _picture(material, key, pictures, "clients", caption, clients_text(material))

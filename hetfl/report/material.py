@@ -8,6 +8,7 @@ from functools import cached_property
 from math import isfinite
 
 import numpy as np
+import pandas as pd
 
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
@@ -115,6 +116,10 @@ class Material:
     def round_of(self, run: Run) -> int | None:
         """Return the round, from 0, after which a run is compared; None without such a round."""
         return rounds_done(run) - 1 if self.stage == "test" else self.validated
+
+    def clients_of(self, run: Run) -> pd.DataFrame | None:
+        """Return ``clients.csv`` of a run, whose scores are of its last round; None if another round is compared."""
+        return run.clients if self.round_of(run) == rounds_done(run) - 1 else None
 
     def final(self, group: Group, part: str) -> Spread | None:
         """Return the headline of a level or the global model after the round in which groups are compared."""

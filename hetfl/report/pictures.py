@@ -101,7 +101,7 @@ def score_of_clients(material: Material, styles: dict[str, Style]) -> Drawing | 
     headline = material.headline
     titles = {headline.name: "global model", headline.own: "sub-model of the client's level"}
     scores = {
-        title: {group.name: _scores_of_clients(group, column) for group in material.groups}
+        title: {group.name: _scores_of_clients(material, group, column) for group in material.groups}
         for column, title in titles.items()
     }
     every = np.concatenate([values for by_group in scores.values() for values in by_group.values()])
@@ -135,9 +135,10 @@ def _by_size(material: Material, group: Group, column: str) -> Band | None:
     return Band(x, mean, low, high, len(group.runs))
 
 
-def _scores_of_clients(group: Group, column: str) -> Numbers:
+def _scores_of_clients(material: Material, group: Group, column: str) -> Numbers:
     """Return the finite values of a column of ``clients.csv``, over all clients and seeds, ascending."""
-    tables = [run.clients[column] for run in group.runs if run.clients is not None]
+    known = (material.clients_of(run) for run in group.runs)
+    tables = [clients[column] for clients in known if clients is not None]
     scores = np.concatenate([np.asarray(table, dtype=np.float64) for table in tables] or [np.empty(0)])
     return np.sort(scores[np.isfinite(scores)])
 

@@ -246,7 +246,7 @@ def client_table(material: Material) -> Table:
     rows: list[list[str | Cell]] = []
     for group in material.groups:
         spreads = [spread_of([material.value(run, headline.local(figure)) for run in group.runs]) for figure in LOCAL]
-        spreads.append(spread_of([_own_mean(run) for run in group.runs]))
+        spreads.append(spread_of([_own_mean(material, run) for run in group.runs]))
         rows.append([group.name, *(quantity(spread, headline.shown) for spread in spreads)])
     return Table(
         f"{headline.heading} on the clients' test data {material.when}.",
@@ -255,11 +255,12 @@ def client_table(material: Material) -> Table:
     )
 
 
-def _own_mean(run: Run) -> float | None:
+def _own_mean(material: Material, run: Run) -> float | None:
     """Return the mean score of the sub-models; None without clients with test samples, or if one of them has none."""
-    if run.clients is None:
+    clients = material.clients_of(run)
+    if clients is None:
         return None
-    mean = float(run.clients.loc[run.clients["test_samples"] > 0, run.headline.own].mean(skipna=False))
+    mean = float(clients.loc[clients["test_samples"] > 0, run.headline.own].mean(skipna=False))
     return None if isnan(mean) else mean
 
 

@@ -168,9 +168,11 @@ def _alone(material: Material) -> list[str]:
 
 def _single_seeds(material: Material, outcome: Outcome) -> list[str]:
     scores = [f"{name} has {material.headline.shown(spread.mean)}" for name, spread in outcome.results.items()]
+    compared = " that is compared" if any(len(group.runs) > 1 for group in material.groups) else ""
     return [
         f"At {_size(material, outcome.row)}, {listed(shortened(scores))}.",
-        "There is one run of each group, so no group is told apart from another: run several seeds (--seeds 0 1 2).",
+        f"There is one run of each group{compared}, so no group is told apart from another: run several seeds "
+        "(--seeds 0 1 2).",
     ]
 
 
