@@ -124,6 +124,7 @@ class Line(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([weight]))
         self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([torch.zeros_like(x), self.weight * x], dim=1)
@@ -131,7 +132,7 @@ class Line(nn.Module):
 
 def test_a_path_has_the_losses_of_the_nets_in_between() -> None:
     net, inputs, targets = Line(5.0), torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1, 1, 0])
-    start, end = ({"weight": torch.tensor([value])} for value in (-1.0, 3.0))
+    start, end = ({"weight": torch.tensor([value]), "steps": torch.tensor(int(value))} for value in (-1.0, 3.0))
     path = analysis.loss_path(net, start, end, inputs, targets, points=5)
     assert path["alpha"].tolist() == [0, 0.25, 0.5, 0.75, 1]
     for row, weight in zip(path.itertuples(), (-1, 0, 1, 2, 3), strict=True):

@@ -152,5 +152,8 @@ def test_runs_are_compared_at_common_levels(tmp_path: Path) -> None:
     assert np.allclose(both.axes[0].lines[0].get_xdata(), 4 * UP_BYTES / 1e6 * np.arange(1, 5))
     with pytest.raises(ConfigurationError, match="Expected column 'compute/flops_total' in .*metrics.csv but got none"):
         plot_comparison(runs, over="compute/flops_total")
+    metrics.assign(**{"val/accuracy_by_level/b": np.nan}).to_csv(path, index=False)
+    with pytest.raises(ConfigurationError, match="a validation accuracy of level b in .*metrics.csv but got none"):
+        plot_comparison({name: load_run(tmp_path / name) for name in runs})
     with pytest.raises(ConfigurationError, match="Expected a level that all runs have"):
         plot_comparison({"depth": runs["depth"], "other": load_run(write_run(tmp_path, "x", rounds=2))})

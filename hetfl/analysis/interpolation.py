@@ -29,7 +29,7 @@ def loss_path(
     .. math:: \theta_\alpha = (1 - \alpha)\, \theta_0 + \alpha\, \theta_1, \qquad \alpha = 0, \dots, 1
 
     Static norm layers normalise by the batch, which is all samples: statistics of either end would not be right in
-    between.
+    between. Tensors that are not of floating point, such as numbers of batches, stay those of α = 0.
 
     Args:
         net: a net with outputs (N, K); it is not changed.
@@ -55,7 +55,8 @@ def loss_path(
     for alpha in torch.linspace(0, 1, points).tolist():
         with torch.no_grad(), gathering(net):
             for name, tensor in tensors.items():
-                tensor.copy_(torch.lerp(start[name].to(tensor), end[name].to(tensor), alpha))
+                first, last = start[name].to(tensor), end[name].to(tensor)
+                tensor.copy_(torch.lerp(first, last, alpha) if tensor.is_floating_point() else first)
             logits_NK = net(inputs_N)
         check_classes(logits_NK, targets_N)
         right = float((logits_NK.argmax(-1) == targets_N).double().mean())

@@ -84,7 +84,8 @@ def plot_comparison(runs: Mapping[str, Run], over: Over = "step") -> Figure:
         over: the column of ``metrics.csv`` on the x axis; ``comm/bytes_total`` is the sum of both directions.
 
     Raises:
-        ConfigurationError: the runs have different headlines or no common level, or a run lacks the column.
+        ConfigurationError: the runs have different headlines or no common level, or a run lacks the column or has no
+            score of a level.
     """
     headline = common_headline({name: run.headline for name, run in runs.items()})
     first, *others = runs.values()
@@ -107,7 +108,7 @@ def plot_comparison(runs: Mapping[str, Run], over: Over = "step") -> Figure:
         if ax is not axes[0, 0]:
             ax.sharey(axes[0, 0])
         for name, run in runs.items():
-            score = run.series(headline.column("val", level)).dropna()
+            score = _validated(run, level)
             y = headline.scale * score
             x = pd.concat([run.series(column)[y.index] for column in columns], axis=1).sum(axis=1) / unit
             x = x + (over == "step")  # round 0 is the first
@@ -124,6 +125,15 @@ def plot_comparison(runs: Mapping[str, Run], over: Over = "step") -> Figure:
         label_ends(ax, ends, colours)
         draw_chance(ax, first.chance, headline)
     return figure
+
+
+def _validated(run: Run, level: str) -> pd.Series[float]:
+    """Return the validation headline of a level in the rounds that have one."""
+    score = run.series(run.headline.column("val", level)).dropna()
+    if score.empty:
+        wanted = f"a validation {run.headline.words} of level {level}"
+        raise ConfigurationError(f"Expected {wanted} in {run.folder / 'metrics.csv'} but got none")
+    return score
 
 
 def plot_reliability(logits: Mapping[str, Tensor], targets_N: Tensor, bins: int = 10) -> Figure:
