@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 import hetfl
 from hetfl.cli import main
@@ -61,7 +62,8 @@ def test_a_run_from_python_is_repeated_from_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hetfl.Trainer(max_epochs=2, **CPU).fit(module(), datamodule=digits(seed=3))
+    stopping = EarlyStopping("val/accuracy", mode="max", patience=9)
+    hetfl.Trainer(max_epochs=2, callbacks=stopping, **CPU).fit(module(), datamodule=digits(seed=3))
     shown = capsys.readouterr()
     assert "v_num" not in shown.out
     assert "Tip" not in shown.out + shown.err
@@ -71,6 +73,8 @@ def test_a_run_from_python_is_repeated_from_its_configuration(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data_seed"] == 3
+    (callback,) = config["trainer"]["callbacks"]
+    assert callback["init_args"] == {"monitor": "val/accuracy", "mode": "max", "patience": 9}
     main(["fit", "-c", str(folder / "config.yaml"), "--trainer.logger.root=again", "--plots=false"])
     pd.testing.assert_frame_equal(rows(folder), rows(next(Path("again/run").iterdir())))
     main(["resume", str(folder), "--trainer.max_epochs=3", "--plots=false"])
@@ -82,8 +86,13 @@ def test_a_run_goes_on_in_its_folder_and_a_logger_is_beside_it(tmp_path: Path, m
     options = {**CPU, "final_test": False, "plots": False}
     hetfl.Trainer(max_epochs=1, **options).fit(module(), datamodule=digits())
     folder = folder_of(tmp_path)
-    trainer = hetfl.Trainer(max_epochs=2, logger=pl.loggers.CSVLogger("csv"), **options)
+
+    class OfScript(pl.Callback):
+        pass
+
+    trainer = hetfl.Trainer(max_epochs=2, logger=pl.loggers.CSVLogger("csv"), callbacks=OfScript(), **options)
     trainer.fit(module(), datamodule=digits(), ckpt_path=folder / "checkpoints/last.ckpt")
+    assert "trainer.callbacks[0], trainer.logger\n" in (folder / "config.yaml").read_text()
     assert folder_of(tmp_path) == folder
     assert len(rows(folder)) == 2
     logged = yaml.safe_load(Path("csv/lightning_logs/version_0/hparams.yaml").read_text())
@@ -130,5 +139,9 @@ def test_what_no_configuration_can_name_is_noted() -> None:
     for other in (*others, partial(dict, {"a": 1})):
         assert "partial" in noted.of({"net": other}, "model")["net"]
     assert noted.unnamed == ["model.net"] * 3
+    noted.unnamed.clear()
+    for value in ({3}, range(3), b"3", 3j, torch.float32, torch.Generator()):
+        assert noted.of({"drop": value}, "model")["drop"] == repr(value)
+    assert noted.unnamed == ["model.drop"] * 6
     plain = noted.of([np.float64(0.5), np.int64(3), signal.SIGINT, hetfl.Level("c", np.float64(0.25))], "x")
     assert yaml.safe_dump(plain, default_flow_style=True) == "[0.5, 3, 2, {width: 0.25}]\n"

@@ -57,7 +57,7 @@ class Settings:
                 return self._named(value.func, arguments, key)
         if isinstance(value, type):
             return self._named(value, {}, key)
-        if (callable(value) and not hasattr(value, "__dict__")) or _is_routine(value) or _is_data(value):
+        if not hasattr(value, "__dict__") or _is_routine(value) or _is_data(value):
             self.unnamed.append(key)
             return repr(value)[:80]
         return self._named(type(value), self._arguments(value, key), key)

@@ -73,6 +73,9 @@ class Trainer(pl.Trainer):
         loggers = [] if isinstance(logger, bool) else [logger] if isinstance(logger, Logger) else list(logger)
         loggers = [] if logger is False else defaults.with_run_folder(loggers)
         users = defaults.listed(callbacks)
+        others = {"trainer.plugins": plugins, "trainer.logger": [e for e in loggers if not isinstance(e, RunFolder)]}
+        self._callbacks, unnamed = _named(users)  # before Lightning's setup changes them
+        self._unnamed = [*unnamed, *(key for key, given in others.items() if given)]
         plugins, self._safe = defaults.with_safe_checkpoints(defaults.listed(plugins))
         checkpoints = settings.get("enable_checkpointing") is not False and bool(loggers)
         settings["enable_checkpointing"] = checkpoints
@@ -147,6 +150,8 @@ class Trainer(pl.Trainer):
         """
         noted = Settings()
         trainer = {key: noted.of(value, f"trainer.{key}") for key, value in self._given.items()}
+        trainer |= {"callbacks": self._callbacks} if self._callbacks else {}
+        noted.unnamed += self._unnamed
         settings: dict[str, Any] = {"seed_everything": model.seed, "trainer": trainer}
         for part, made in (("data", model.data), ("model", model)):
             settings[part] = noted.of(made, part)
@@ -158,3 +163,14 @@ class Trainer(pl.Trainer):
         if noted.unnamed:
             head += f"# not complete, as these are no settings: {', '.join(noted.unnamed)}\n"
         return settings, (head + yaml.safe_dump(settings, sort_keys=False)).encode()
+
+
+def _named(callbacks: list[Callback]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the settings of callbacks, and the keys of those that have none, such as those of a script."""
+    named, unnamed = [], []
+    for number, callback in enumerate(callbacks):
+        noted = Settings()
+        settings = noted.of(callback, f"trainer.callbacks[{number}]")
+        named += [] if noted.unnamed else [settings]
+        unnamed += noted.unnamed
+    return named, unnamed
