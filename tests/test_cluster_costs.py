@@ -50,7 +50,7 @@ def test_the_largest_cluster_is_counted_anew_after_a_change_alone() -> None:
         clustering.put(0, client, cluster)
         sizes = [clustering.assigned.count(each) for each in range(4)]
         assert clustering.largest == sizes.index(max(sizes))
-    clustering.assigned = [9] * 6  # nothing counts them while no client changes its cluster
+    clustering.trained = [9] * 6  # nothing counts them while no client changes its cluster
     assert clustering.largest == 3
     clustering.setup(Facts((5,) * 3))
     assert clustering.largest == 0

@@ -19,7 +19,7 @@ from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.piece import Facts
-from hetfl.selection import Uniform
+from hetfl.selection import PowerOfChoice, Uniform
 from hetfl.store import DiskStore
 from hetfl.types import SHARED, Report
 from hetfl.updates import DenseUpdate
@@ -162,6 +162,21 @@ def test_a_clusters_memory_is_the_mean_of_its_members_with_depths(fit: Fit, name
     tested = module(MAKE[name](), DepthFL, **changes)
     fit(tested, grouped(), rounds=3, limit_val_batches=0)
     assert_memories_of_members(tested)
+
+
+@pytest.mark.filterwarnings("ignore:No client")
+@pytest.mark.parametrize("ask_all", [False, True])
+def test_training_does_not_depend_on_how_often_the_models_are_evaluated(fit: Fit, ask_all: bool) -> None:
+    """FedDyn counts the members of clusters, and the selection asks each client for the loss of its cluster's model."""
+    trained = []
+    for every in (1, 2, 0):
+        tested = remembering(IFCA(2, ask_all=ask_all), selection=PowerOfChoice(5, 3))
+        options = {"check_val_every_n_epoch": every} if every else {"limit_val_batches": 0}
+        fit(tested, grouped(), rounds=4, name=f"every{every}", **options)
+        trained.append(values(tested))
+    for other in trained[1:]:
+        for one, two in zip(trained[0], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def small_exits(*, depth: int = 2) -> torch.nn.Module:

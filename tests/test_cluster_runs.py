@@ -214,7 +214,7 @@ def test_clients_are_evaluated_with_the_model_of_their_cluster(fit: Fit) -> None
     assert table["cluster"].tolist() == tested.clustering.assigned
     correct: dict[int, list[bool]] = {0: [], 1: []}
     for client in range(8):
-        cluster = tested.clustering.cluster_of(client)
+        cluster = tested.clustering.assigned[client]
         samples = data.client_data(client, "test")
         net = tested.submodel("a", cluster)
         right = net(data.transform.eval(samples.inputs)).argmax(-1) == samples.targets

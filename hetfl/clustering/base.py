@@ -59,7 +59,8 @@ class Clustering(Piece):
         count: number of global models that a run begins with.
 
     Attributes:
-        assigned: by client, its cluster; -1 while it has none.
+        assigned: by client, the cluster that it chose last, also for an evaluation; -1 while it has none.
+        trained: the same without choices for evaluations, which change no training.
         initial_models: number of global models that a run begins with.
         history: (round, client, cluster), one entry for each change of a client's cluster.
     """
@@ -79,15 +80,17 @@ class Clustering(Piece):
     def __init__(self, count: int) -> None:
         self.initial_models = count
         self.assigned: list[int] = []
+        self.trained: list[int] = []
         self.history: list[tuple[int, int, int]] = []
         self._training = False
-        self._largest: int | None = None  # until a client changes its cluster
+        self._largest: int | None = None  # until a client's cluster in training changes
 
     def setup(self, facts: Facts) -> None:
         """Set the number of clients; if it has changed, no client has a cluster yet."""
         self._training = facts.rounds is not None
         if len(self.assigned) != facts.num_clients:
             self.assigned, self.history, self._largest = [UNKNOWN] * facts.num_clients, [], None
+            self.trained = list(self.assigned)
 
     @abstractmethod
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
@@ -99,16 +102,23 @@ class Clustering(Piece):
             probe: asks them for losses.
         """
 
-    def put(self, round: int, client: int, cluster: int) -> None:
-        """Set a client's cluster."""
+    def put(self, round: int, client: int, cluster: int, training: bool = True) -> None:
+        """Set a client's cluster; with ``training`` false for evaluations alone."""
+        if training and self.trained[client] != cluster:
+            self.trained[client], self._largest = cluster, None
         if self.assigned[client] != cluster:
-            self.assigned[client], self._largest = cluster, None
+            self.assigned[client] = cluster
             self.history.append((round, client, cluster))
 
     def cluster_of(self, client: int) -> int:
-        """Return a client's cluster; for a client without one, the largest cluster."""
-        cluster = self.assigned[client]
+        """Return a client's cluster in training; for a client without one, the largest cluster."""
+        cluster = self.trained[client]
         return self.largest if cluster == UNKNOWN else cluster
+
+    def evaluating(self) -> list[int]:
+        """Return by client the cluster whose model evaluates it: the one that it chose last, or else the largest."""
+        largest = _largest(self.assigned)
+        return [largest if cluster == UNKNOWN else cluster for cluster in self.assigned]
 
     def models_of(self, client: int, round: int) -> list[int]:
         """Return the models that a client of a cohort trains in a round, one task each; by default its cluster's."""
@@ -120,10 +130,9 @@ class Clustering(Piece):
 
     @property
     def largest(self) -> int:
-        """The cluster with the most known members; of several, the one with the smallest number."""
+        """The cluster with the most known members in training; of several, the one with the smallest number."""
         if self._largest is None:
-            sizes = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
-            self._largest = min(sizes, key=lambda cluster: (-sizes[cluster], cluster), default=0)
+            self._largest = _largest(self.trained)
         return self._largest
 
     def several(self, models: int) -> bool:
@@ -136,6 +145,8 @@ class Clustering(Piece):
 
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:
         """Assign clusters to clients without one before an evaluation of the present models. By default does nothing.
+
+        Training must not depend on evaluations: such choices are put with ``training`` false.
 
         Args:
             round: the last round of the models.
@@ -169,6 +180,7 @@ class Clustering(Piece):
         return {
             "policy": type(self).__name__,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
+            "trained": torch.tensor(self.trained, dtype=torch.int64),
             "history": torch.tensor(self.history, dtype=torch.int64).reshape(-1, 3),
             "learnt": {},
         }
@@ -181,6 +193,7 @@ class Clustering(Piece):
         if self.assigned and len(state["assigned"]) != len(self.assigned):
             return
         self.assigned, self._largest = state["assigned"].tolist(), None
+        self.trained = state.get("trained", state["assigned"]).tolist()  # absent before evaluations were kept apart
         self.history = [(round, client, cluster) for round, client, cluster in state["history"].tolist()]
         if self._training and state["policy"] == type(self).__name__:
             self.load_learnt(state["learnt"])
@@ -212,9 +225,17 @@ class OneCluster(Clustering):
     def cluster_of(self, client: int) -> int:  # noqa: D102
         return super().cluster_of(client) if self._several else 0
 
+    def evaluating(self) -> list[int]:  # noqa: D102
+        return super().evaluating() if self._several else [0] * len(self.assigned)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state)
         self._several = any(cluster > 0 for cluster in self.assigned)
         if self._several:
-            largest = self.largest
-            self.assigned = [largest if cluster == UNKNOWN else cluster for cluster in self.assigned]
+            self.assigned = self.evaluating()
+            self.trained, self._largest = list(self.assigned), None
+
+
+def _largest(clusters: Sequence[int]) -> int:
+    sizes = Counter(cluster for cluster in clusters if cluster != UNKNOWN)
+    return min(sizes, key=lambda cluster: (-sizes[cluster], cluster), default=0)

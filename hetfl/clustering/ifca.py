@@ -41,7 +41,8 @@ class IFCA(Clustering):
     A client keeps the cluster that it chose last, also if it does not answer, or if no model has a finite loss. A
     client that has never taken part chooses its cluster before every evaluation for which it is reachable, at the same
     cost, so that each client is evaluated by a model that it chose. With ``ask_all`` all reachable clients choose anew
-    before an evaluation, as in the paper (there by their test data, here by their training data).
+    before an evaluation, as in the paper (there by their test data, here by their training data). What clients choose
+    for an evaluation does not change training.
 
     All clients may choose the same model: a model that is ahead early is better for every client, and only chosen
     models are trained. If all clients of 3 successive rounds, at least 12 in total, chose the same model, a warning is
@@ -116,15 +117,15 @@ class IFCA(Clustering):
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
         asked = [client for client in clients if self.ask_all or client not in self.met]
         if asked:
-            self._choose(round, asked, probe)
+            self._choose(round, asked, probe, training=False)
 
-    def _choose(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> list[int]:
+    def _choose(self, round: int, clients: Sequence[int], probe: ClusterProbe, training: bool = True) -> list[int]:
         """Assign each client to the cluster with the least loss; return the clients with a finite loss."""
         answered = []
         for client, losses in zip(clients, probe.cluster_losses(clients), strict=True):
             known = [math.inf if math.isnan(loss) else loss for loss in losses]
             if min(known) < math.inf:
-                self.put(round, client, known.index(min(known)))
+                self.put(round, client, known.index(min(known)), training)
                 answered.append(client)
         return answered
 

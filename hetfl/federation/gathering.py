@@ -58,8 +58,7 @@ class Gathering:
 
     def models_of(self) -> IntArray:
         """Return the global model of every client, shape (N,)."""
-        clients = range(self.assignment.num_clients)
-        return np.array([self.clustering.cluster_of(client) for client in clients], np.int64)
+        return np.array(self.clustering.evaluating(), np.int64)
 
     def _by_model(self, clients: IntArray) -> dict[int, IntArray]:
         """Return by model its clients among ``clients``, in their order; all of ``clients`` if it has none there."""

@@ -246,7 +246,7 @@ class RunningRound:
             self._open = True
             self.ledger.begin_phase("training")
             self.server.reset()
-            self.server.hooks.regroup(self.of.clustering.assigned)
+            self.server.hooks.regroup(self.of.clustering.trained)
 
     def _flight(self, task: Task) -> Flight:
         """Return the flight of a task that has no answer yet."""

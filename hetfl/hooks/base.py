@@ -94,4 +94,4 @@ class Hook(Piece):
         return delta
 
     def regroup(self, clusters: Sequence[int]) -> None:
-        """Called before a round's first update with every client's cluster, -1 for none. By default does nothing."""
+        """Called before a round's first update with every client's cluster, -1 for none; by default does nothing."""

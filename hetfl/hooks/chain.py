@@ -131,7 +131,7 @@ class Hooks(Piece):
         return delta
 
     def regroup(self, clusters: Sequence[int]) -> None:
-        """Pass every client's cluster on to all hooks."""
+        """Pass every client's cluster in training on to all hooks."""
         for hook in self._all():
             hook.regroup(clusters)
 

@@ -21,6 +21,7 @@ class Clusters:
     def __init__(self, rules: Rules, clients: int) -> None:
         self.rules = rules
         self.assigned = [-1 if rules.clusters > 1 else 0] * clients
+        self.trained = list(self.assigned)  # without choices for evaluations
         self.history: list[tuple[int, int, int]] = []
         self.met: set[int] = set()
         self.winners: list[int] = []
@@ -38,6 +39,8 @@ class Clusters:
             if self.assigned[client] != best:
                 self.assigned[client] = best
                 self.history.append((t, client, best))
+            if met:
+                self.trained[client] = best
         if met:
             self.met.update(clients)
 

@@ -280,8 +280,8 @@ class Federation:
         if cluster == ALL or self.rules.clusters == 1:
             members, count = list(everyone), float(len(everyone))
         else:
-            members = [k for k in everyone if self.clusters.assigned[k] == cluster]
-            known = sum(assigned >= 0 for assigned in self.clusters.assigned)
+            members = [k for k in everyone if self.clusters.trained[k] == cluster]
+            known = sum(trained >= 0 for trained in self.clusters.trained)
             count = len(everyone) * len(members) / known
         total: NDArray[np.float64] = np.sum([self.memories[k][name] for k in members], axis=0) / count
         return total
