@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.clustering import IFCA, ClusteredFL, Clustering, NewModel, OneCluster
-from hetfl.clustering.bipartition import Linkage, bipartition, norms, similarities
+from hetfl.clustering.bipartition import Linkage, _tensors, bipartition, norms, similarities
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
@@ -124,6 +124,20 @@ def test_two_clients_with_one_choice_are_not_a_collapse() -> None:
         for round in range(3):
             policy.assign(round, [0, 1], GivenLosses({0: [1.0, 2.0], 1: [1.0, 2.0]}))
             policy.new_models(round, policy.clusters)
+
+
+def test_one_tensor_of_all_updates_is_held_at_a_time() -> None:
+    read: list[str] = []
+
+    class Noted(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            read.append(name)
+            return super().__getitem__(name)
+
+    tensors = iter(_tensors([Noted({"a": torch.ones(2), "b": torch.ones(3)})]))
+    assert next(tensors)[0].shape == (1, 2)
+    assert set(read) == {"a"}
+    assert next(tensors)[0].shape == (1, 3)
 
 
 def slow_similarity(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -74,9 +74,8 @@ def bipartition(cosines_SS: FloatMatrix, linkage: Linkage = "single") -> tuple[l
     return [row for row in rows if labels[row] == labels[0]], [row for row in rows if labels[row] != labels[0]]
 
 
-def _tensors(updates: Sequence[Blocks]) -> list[tuple[Tensor, Tensor]]:
-    """Return per tensor all clients' entries, 0 where not covered, and the covered ones as 1; float64, (S, entries)."""
-    tensors = []
+def _tensors(updates: Sequence[Blocks]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield per tensor all clients' entries, 0 where not covered, and the covered ones as 1; float64, (S, entries)."""
     for name in dict.fromkeys(name for blocks in updates for name in blocks):
         named_blocks = [blocks[name] for blocks in updates if name in blocks]
         shape = [max(sizes) for sizes in zip(*(block.shape for block in named_blocks), strict=True)]
@@ -86,5 +85,4 @@ def _tensors(updates: Sequence[Blocks]) -> list[tuple[Tensor, Tensor]]:
                 part = tuple(slice(size) for size in blocks[name].shape)
                 values_SD[row][part] = blocks[name].double()
         covered_SD = ~values_SD.isnan()
-        tensors.append((values_SD.nan_to_num(nan=0.0).flatten(1), covered_SD.double().flatten(1)))
-    return tensors
+        yield values_SD.nan_to_num_(nan=0.0).flatten(1), covered_SD.double().flatten(1)
