@@ -30,3 +30,7 @@ class RefusedUpdate(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message, LONGEST_MESSAGE))
+
+
+class UnusualUpdate(RefusedUpdate):
+    """An update that is refused since it is unlike the others before it; a round of such updates does not end a run."""

@@ -103,7 +103,7 @@ def test_a_round_that_loses_all_updates_changes_nothing_and_the_run_continues(fi
         local=LocalTraining(optimizer=lambda p: SGD(p, lr=0.1), scheduler=lambda o: StepLR(o, 1, 0.5)),
     )
     before = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
-    with pytest.warns(UserWarning, match="No update of a round arrived: all were late or failed"):
+    with pytest.warns(UserWarning, match="No update of a round arrived: all were late, failed or refused"):
         trainer = fit(module, rounds=3)
     table = rows(trainer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.net.state_dict().items())

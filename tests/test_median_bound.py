@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Trainer
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hetfl import FederatedModule, Level
 from hetfl.errors import ConfigurationError, RefusedUpdate
@@ -49,6 +50,9 @@ def test_bounds_have_their_values_by_hand() -> None:
     assert taken(bound, 1.0) == pytest.approx(1.0)
     assert taken(bound, 4.0) == pytest.approx(2 * 0.5 * 2)  # the last three: 0.5, 80, 0.5
     assert taken(bound, 90.0, size=16, level="b") == pytest.approx(2 * 2.0 * 4)  # of all levels: 80, 0.5, 2
+    begun = MedianBound(first=0.25)
+    begun.setup(Facts(parameters={"w": torch.zeros(9, 4), "b": torch.zeros(28)}))
+    assert taken(begun, 100.0) == pytest.approx(0.25 * 8)  # a model of 64 zeros
 
 
 def test_a_bound_follows_longer_updates_after_half_a_window() -> None:
@@ -92,6 +96,24 @@ def test_two_of_twelve_hostile_clients_do_not_ruin_the_model(fit: Fit) -> None:
         assert (rows["defence/refused"] + rows["defence/clipped"] >= 2).all()
         assert (rows["defence/refused"][1:] >= 2).all()
         assert (rows["defence/refused"] == rows["comm/refused"]).all()  # what is clipped at first is not refused
+
+
+@pytest.mark.filterwarnings("ignore:.*refused.*", "ignore:.*the median update's largest one.*")
+@pytest.mark.parametrize("cohort", [1, 6])
+def test_rounds_of_which_all_updates_are_refused_do_not_end_the_run(fit: Fit, cohort: int) -> None:
+    """The learning rate grows a hundredfold, twice."""
+
+    def schedule(optimizer: Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, lambda round: 100.0 ** (round // 3 - 2))
+
+    local = LocalTraining(1, 20, 1.0, lambda p: SGD(p, 0.1), scheduler=schedule)
+    module = small_module(
+        hooks=[MedianBound(enough=2)], selection=Uniform(cohort), levels={"a": Level("a")}, local=local
+    )
+    trainer = fit(module, rounds=8, name="leaps", limit_val_batches=0)
+    rows = pd.read_csv(Path(str(trainer.log_dir), "metrics.csv"))
+    assert rows["step"].tolist() == list(range(8))
+    assert (rows["defence/refused"][3:5] == cohort).any()
 
 
 @pytest.mark.filterwarnings("ignore:.*refused.*")

@@ -16,7 +16,7 @@ from hetfl.aggregators.per_model import Aggregators
 from hetfl.aggregators.server_step import server_step
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
-from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.errors import ConfigurationError, RefusedUpdate, UnusualUpdate
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.task_parts import TaskParts
 from hetfl.finite import require_finite
@@ -54,7 +54,7 @@ class Server:
     def reset(self) -> None:
         """Begin a new sum of updates."""
         self.aggregators.reset(self.models.tensors, self.models.shared)
-        self._accepted, self._reason = False, ""
+        self._accepted, self._reason, self._unusual = False, "", 0
 
     def receive(self, flight: Flight, age: Age = FRESH) -> Accepted | None:
         """Add a client's update to the sums if it is valid and in time, and charge its costs.
@@ -118,7 +118,7 @@ class Server:
         rank_zero_warn(f"Round {task.round + 1}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
-        self._reason = str(error)
+        self._reason, self._unusual = str(error), self._unusual + isinstance(error, UnusualUpdate)
 
     def costs(self) -> dict[str, float]:
         """Return the columns of the round's costs, and of the norm of all residuals."""
@@ -148,18 +148,18 @@ class Server:
             known: whether a refused update is a sign of diverged training, and not of a hostile sender.
 
         Raises:
-            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true; or an aggregator, a
-                hook or the optimizer returned NaN or Inf.
+            ConfigurationError: updates arrived, all were refused, not only as unusual, and ``known`` is true; or an
+                aggregator, a hook or the optimizer returned NaN or Inf.
         """
         refused = self.ledger.round.refused
-        if not self._accepted and refused and known:
+        if not self._accepted and refused > self._unusual and known:
             last = self._reason and f" (the last one: {self._reason})"
             raise ConfigurationError(
                 f"Expected an update that can be used in round {round + 1} but all {refused} were refused{last}: if "
                 "training diverged, try a smaller learning rate or gradient_clip, or a larger bound of the hooks"
             )
         if not self._accepted:
-            rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
+            rank_zero_warn("No update of a round arrived: all were late, failed or refused; models stay as they are")
             step()  # no parameter has a gradient, so none moves; Lightning counts the step
             return {}
         tensors, steps, holders = self.aggregators.compute(self.hooks.on_step)

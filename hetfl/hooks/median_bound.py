@@ -6,12 +6,12 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hetfl.errors import ConfigurationError
+from hetfl.errors import ConfigurationError, RefusedUpdate, UnusualUpdate
 from hetfl.hooks.norm_bound import Action, NormBound, norm_of
 from hetfl.layout import Index
 from hetfl.part import part_of
@@ -27,11 +27,15 @@ class MedianBound(NormBound):
 
     over the last ``window`` updates of clients of the same level, received before this one, with d the number of sent
     entries and f the factor. While a level has fewer than ``enough`` updates, those of all levels count. While there
-    are fewer of these, C is ``first`` times the 2-norm of the global model. As long as the bound is not that of the
-    level itself, longer updates are clipped, whatever ``action`` says.
+    are fewer of these, C is ``first`` times the 2-norm of the global model, or times the root of its number of entries
+    if it is zero. As long as the bound is not that of the level itself, longer updates are clipped, whatever ``action``
+    says.
 
-    Updates that are clipped or refused count in the median, too: the bound follows when honest updates become longer,
-    and never stops training for good. It holds as long as fewer than half of the last updates of a level are hostile.
+    Updates that are clipped or refused count in the median, too: the bound follows when honest updates become longer.
+    Until it has followed, which takes half a window of updates at most, ``refuse`` leaves longer ones out. If these are
+    all updates of a round, the model stays as it is, and the run goes on. Where the learning rate rises in leaps (a
+    short warm-up, restarts), ``clip`` loses less. The bound holds as long as fewer than half of the last updates of a
+    level are hostile.
 
     Columns: ``defence/clipped``, and ``defence/refused`` if ``action`` is ``refuse``, the number of the round's updates
     that were.
@@ -47,6 +51,8 @@ class MedianBound(NormBound):
     Raises:
         ConfigurationError: a setting is out of its range.
     """
+
+    refusal: ClassVar[type[RefusedUpdate]] = UnusualUpdate
 
     def __init__(
         self, factor: float = 3.0, action: Action = "refuse", window: int = 50, enough: int = 5, first: float = 0.1
@@ -82,7 +88,7 @@ class MedianBound(NormBound):
 
     def _model_norm(self) -> float:
         norms = [float(torch.linalg.vector_norm(each.detach().double())) for each in self._parameters.values()]
-        return math.hypot(*norms)
+        return math.hypot(*norms) or math.sqrt(sum(each.numel() for each in self._parameters.values()))
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"norms": {level: list(norms) for level, norms in self._norms.items()}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -38,6 +38,9 @@ class NormBound(Hook):
     Raises:
         ConfigurationError: the bound is not above 0, or ``action`` is neither of both.
     """
+
+    refusal: ClassVar[type[RefusedUpdate]] = RefusedUpdate
+    """What is raised for an update that is refused."""
 
     def __init__(self, max_norm: float, action: Action = "refuse") -> None:
         if not max_norm > 0:
@@ -75,7 +78,7 @@ class NormBound(Hook):
             return update
         self._longer[action] += 1
         if action == "refuse":
-            raise RefusedUpdate(f"Expected a norm of at most {bound:g} but got {norm:g}")
+            raise self.refusal(f"Expected a norm of at most {bound:g} but got {norm:g}")
         return update.scaled(bound / norm)
 
     def columns(self) -> dict[str, float]:  # noqa: D102
