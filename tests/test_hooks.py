@@ -21,7 +21,7 @@ from hetfl.cli import main
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.compression.base import apart
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.hooks import ClipDelta, DeltaContext, Hook, Hooks, NormBound
+from hetfl.hooks import ClipDelta, DeltaContext, Hook, Hooks, MedianBound, NormBound
 from hetfl.layout import Index, Layout
 from hetfl.local import FedDyn, LocalTraining, NoPenalty, Sequential, Stacked, Workers
 from hetfl.part import Part
@@ -210,6 +210,14 @@ def test_a_refused_update_is_counted_and_changes_no_state(fit: Fit) -> None:
     assert len(module.uplink.residuals.clients()) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*refused.*")
+def test_the_counts_of_several_bounds_add_up(fit: Fit) -> None:
+    bounds = [NormBound(1e-3, action="clip"), NormBound(0.5e-3, action="clip"), MedianBound(first=10.0)]
+    columns = rows(fit(watched(hooks=bounds), rounds=1, limit_val_batches=0))
+    assert columns["defence/clipped"].tolist() == [8.0]  # all four updates, twice
+    assert columns["defence/refused"].tolist() == [0.0]
+
+
 def test_a_bound_that_refuses_all_updates_ends_the_run(fit: Fit) -> None:
     with (
         pytest.warns(UserWarning, match="refused"),
@@ -321,17 +329,24 @@ class Grouped(Hook):
         self.clusters = tuple(clusters)
 
 
+class Named(Hook):
+    """Has a column."""
+
+    def columns(self) -> dict[str, float]:
+        return {"mine": 1.0}
+
+
 def test_invalid_lists_of_hooks_are_refused() -> None:
     bound, grouped = NormBound(1.0), Grouped()
     with pytest.raises(ConfigurationError, match="Expected a hook .* but got NoneType"):
         Hooks(NoPenalty(), [None])  # type: ignore[list-item]
     with pytest.raises(ConfigurationError, match="every hook once among hooks but got one NormBound twice"):
         Hooks(NoPenalty(), [bound, bound])
+    with pytest.raises(ConfigurationError, match="both Named and Named_2 have mine"):
+        Hooks(NoPenalty(), [Named(), Named()]).columns()
     hooks = Hooks(NoPenalty(), [bound, NormBound(2.0), grouped])
     assert list(hooks.members()) == ["NormBound", "NormBound_2", "Grouped"]
     assert hooks.describe() == "NormBound, NormBound_2, Grouped"
-    with pytest.raises(ConfigurationError, match="both NormBound and NormBound_2 have defence/refused"):
-        hooks.columns()
     assert Hooks(NoPenalty(), [NormBound(2.0), NormBound(1.0, action="clip")]).columns() == {}
     hooks.regroup([0, -1])
     assert grouped.clusters == (0, -1)

@@ -144,6 +144,7 @@ class Round:
         columns: dict[str, float] = {}
         for piece in self.pieces:
             columns |= piece.columns()
+        columns |= self.server.hooks.totals()
         models, assigned = len(self.hosting.models), self.clustering.assigned
         if self.clustering.several(models):
             columns["cluster/count"] = float(models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,9 @@ class Hook(Piece):
     columns are in ``metrics.csv``. :meth:`on_update` and :meth:`on_step` run on the server and may change the hook's
     state; with several ranks every rank runs them on the same updates.
     """
+
+    adds_up: ClassVar[bool] = False
+    """Whether columns of counts of several such hooks add up; other hooks need columns of different names."""
 
     def on_delta(self, p_D: Tensor, ctx: DeltaContext) -> Tensor:
         r"""Return the vector p' that a client compresses in place of :math:`p = \Delta + e`.

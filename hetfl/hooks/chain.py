@@ -59,16 +59,22 @@ class Hooks(Piece):
         """Return nothing: each hook is a piece and logs its columns itself.
 
         Raises:
-            ConfigurationError: two hooks have a column of the same name.
+            ConfigurationError: two hooks have a column of the same name, and do not add up.
         """
         owner: dict[str, str] = {}
         for name, hook in self.named.items():
             for column in hook.columns():
-                if owner.setdefault(column, name) != name:
+                other = owner.setdefault(column, name)
+                if other != name and not (hook.adds_up and self.named[other].adds_up):
                     raise ConfigurationError(
-                        f"Expected hooks with different columns but both {owner[column]} and {name} have {column}"
+                        f"Expected hooks with different columns but both {other} and {name} have {column}"
                     )
         return {}
+
+    def totals(self) -> dict[str, float]:
+        """Return the sums of the columns of all hooks whose columns add up."""
+        counted = [hook.columns() for hook in self.named.values() if hook.adds_up]
+        return {column: sum(each.get(column, 0.0) for each in counted) for columns in counted for column in columns}
 
     def describe(self) -> str:  # noqa: D102
         return ", ".join(name for name, hook in self.named.items() if hook.describe()) or "none"

@@ -29,7 +29,8 @@ class NormBound(Hook):
     log names its client, and the client keeps its residual. The norm of an update grows with the client's level, its
     learning rate and its number of steps. With ``refuse``, a bound below the norms of honest updates stops training.
 
-    Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound.
+    Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound; with several
+    bounds, above any of them.
 
     Args:
         max_norm: C.
@@ -38,6 +39,8 @@ class NormBound(Hook):
     Raises:
         ConfigurationError: the bound is not above 0, or ``action`` is neither of both.
     """
+
+    adds_up: ClassVar[bool] = True
 
     refusal: ClassVar[type[RefusedUpdate]] = RefusedUpdate
     """What is raised for an update that is refused."""
