@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl import FedAvg, FederatedModule
 from hetfl.aggregators import SampleMean, ValueFilter
@@ -20,6 +21,7 @@ from hetfl.hooks.fed_du import divergence, server_share
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.selection import ByValue, Uniform
+from hetfl.submodel import parameters_of
 from hetfl.testing import check_aggregator, check_selection
 from hetfl.testing.selections import Answers
 from hetfl.testing.values import DataProbe, Samples
@@ -119,21 +121,25 @@ def hook_with(**changes: Any) -> FedDU:
     """Return a hook in a round with two clients; the model after training on the server's samples has 3 everywhere."""
 
     def utility(tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+        assert tensors["b"].tolist() == [3.0]  # the float buffer after the mean
         return 0.4, float((tensors["w"] - 1.0).square().sum())
 
     def tuning(
         tensors: Mapping[str, Tensor], lr: float, epochs: int, batch_size: int, random: torch.Generator
     ) -> dict[str, Tensor]:
         assert tensors["w"].tolist() == [0.5, 0.0]  # the model after the mean
+        assert tensors["b"].tolist() == [3.0]
         assert (lr, epochs, batch_size) == (0.1, 2, 20)
         return {"w": torch.full((2,), 3.0)}
 
     hook = FedDU(epochs=2, **changes)
-    parameters = {"w": torch.zeros(2)}
-    given = Facts((5, 5), 3, ("a",), 9, parameters, server_data=Samples(), utility=utility, tuning=tuning, classes=3)
-    hook.setup(given)
+    net = nn.Module()
+    net.w = nn.Parameter(torch.zeros(2))
+    net.register_buffer("b", torch.full((1,), 2.0))
+    facts = Facts((5, 5), 3, ("a",), 9, parameters_of(net), classes=3, models=nn.ModuleList([net]))
+    hook.setup(replace(facts, server_data=Samples(), utility=utility, tuning=tuning))
     hook.begin_round(2, 0.1)
-    hook.counts = {0: [4.0, 0.0, 1.0], 1: [0.0, 3.0, 2.0]}
+    hook.learn({0: [4.0, 0.0, 1.0], 1: [0.0, 3.0, 2.0]})
     for client in (0, 1):
         hook.observe(DenseUpdate(torch.zeros(2)), Part({"w": (slice(0, 2),)}), Report(client, "a", 5, 0.5))
     return hook
@@ -141,7 +147,7 @@ def hook_with(**changes: Any) -> FedDU:
 
 def test_the_server_moves_the_mean_model_by_its_share() -> None:
     hook = hook_with()
-    hook.counts[7] = [0.0, 0.0, 9.0]  # a client that does not take part, but is known
+    hook.learn({7: [0.0, 0.0, 9.0]})  # a client that does not take part, but is known
     everyone, cohort, own = (torch.tensor(each) for each in ([4.0, 3, 12], [4.0, 3, 3], [10.0, 0, 0]))
     of_own, of_cohort = (divergence(each / each.sum(), everyone / everyone.sum()) for each in (own, cohort))
     alpha = 0.6 * 10 * of_cohort / (10 * of_cohort + 10 * of_own) * 0.99**2
@@ -151,19 +157,42 @@ def test_the_server_moves_the_mean_model_by_its_share() -> None:
     assert step["b"].tolist() == [1.0]
     for changes in ({"worst": 1e-9}, {"least": 0.99}):
         refused = hook_with(**changes)
-        given = {"w": torch.tensor([0.5, 0.0])}
+        given = {"w": torch.tensor([0.5, 0.0]), "b": torch.ones(1)}
         assert refused.on_step(0, given, {"w": torch.ones(2)}) is given
         assert refused.columns() == {"feddu/alpha": 0.0}
 
 
 def test_label_counts_are_those_of_the_clients() -> None:
     hook, probe = hook_with(), DataProbe()
-    hook.counts = {}
+    hook.learn({}, anew=True)
     hook.inquire(0, [0], probe)
     targets = [next(targets for _, targets in probe.view(client).batches) for client in probe.clients]
     assert hook.counts == {k: each.bincount(minlength=3).tolist() for k, each in enumerate(targets)}
     hook.inquire(1, [1], probe)
     assert len(probe.asked) == 6  # each client once
+
+
+def test_label_counts_of_other_data_are_forgotten_and_those_of_older_checkpoints_read() -> None:
+    hook = hook_with()
+    state, mixes = hook.state_dict(), hook.mixes()
+    assert {name: each.shape for name, each in state.items()} == {"clients": (2,), "counts": (2, 3)}
+    for old in (state, {"counts": {0: [4.0, 0.0, 1.0], 1: [0.0, 3.0, 2.0]}}):
+        hook.load_state_dict(old)
+        assert all(torch.equal(a, b) for a, b in zip(hook.mixes(), mixes, strict=True))
+    hook.setup(hook.facts)
+    assert len(hook.counts) == 2
+    for changes in ({"sizes": (5, 5, 5)}, {"classes": 4}):
+        hook.load_state_dict(state)
+        hook.setup(replace(hook.facts, **changes))
+        assert hook.counts == {}
+        assert hook.mixes()[1].tolist() == [0.0] * hook.facts.classes
+
+
+def test_the_server_leaves_the_copies_of_smaller_levels_alone(fit: Fit) -> None:
+    levels, data = small_levels(1.0, 0.5), small_data(server_fraction=0.2)
+    module = small_module(levels=levels, per_level=["*.norm.*"], hooks=[FedDU(least=0.0)])
+    trainer = fit(module, data, rounds=3, limit_val_batches=0)
+    assert float(trainer.callback_metrics["feddu/alpha"]) > 0.0
 
 
 def test_a_resumed_run_of_feddu_and_selection_by_value_has_the_same_bits(fit: Fit, tmp_path: Path) -> None:
@@ -182,11 +211,25 @@ def test_a_resumed_run_of_feddu_and_selection_by_value_has_the_same_bits(fit: Fi
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
+class Targets(Samples):
+    """Server data with given targets."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+
+    def batch(self, positions: Tensor) -> tuple[Any, Tensor]:
+        return torch.zeros(len(positions), 1), self.targets[positions]
+
+
 def test_feddu_is_refused_where_it_cannot_work(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="data.server_fraction above 0 for FedDU"):
         fit(small_module(hooks=[FedDU()]), rounds=1)
     with pytest.raises(ConfigurationError, match="classes as targets for FedDU, which compares labels, but got others"):
         FedDU().setup(Facts((5,), server_data=Samples()))
+    for shape, dtype in (((10, 3), torch.int64), ((10,), torch.float32)):
+        given = replace(hook_with().facts, server_data=Targets(torch.zeros(shape, dtype=dtype)))
+        with pytest.raises(ConfigurationError, match=r"one class per sample as targets for FedDU but got torch\."):
+            FedDU().setup(given)
     with pytest.raises(ConfigurationError, match="one global model for FedDU but got an update of model 1"):
         hook_with().observe(DenseUpdate(torch.zeros(1)), Part({}), Report(0, "a", 5, 0.5, model=1))
     with pytest.raises(ConfigurationError, match=r"scale above 0, decay in \(0, 1\]"):

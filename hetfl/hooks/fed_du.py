@@ -15,6 +15,7 @@ from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.question import ClientProbe, ClientView, Question
 from hetfl.seeding import generator
+from hetfl.submodel import state_of
 from hetfl.types import Report
 from hetfl.updates import Update
 
@@ -78,12 +79,13 @@ class FedDU(Hook):
     server's samples, :math:`a_t` the accuracy of :math:`\bar\theta` on them, :math:`n_0` their number, n' that of the
     cohort's samples, and D the Jensen-Shannon divergence of the server's (:math:`P_0`) or the cohort's labels
     (:math:`\bar P'`) from the labels of all known clients. A step below ``least``, or one that makes the server's loss
-    ``worst`` times as large, is not taken. Entries without holders do not move.
+    ``worst`` times as large, is not taken. Entries without holders do not move, nor do float buffers and, with
+    ``per_level``, the copies of smaller levels.
 
     Zhang et al.: FedDUAP, IJCAI 2022 (arXiv 2204.11536), with the constants of its code, which moves to the trained
-    model in one step. Made for the server optimizer SGD(lr=1). Needs ``data.server_fraction``, classes, one global
-    model, and clients that answer questions; every client within reach sends the counts of its labels once, K numbers,
-    which it may not want to reveal. The server's own training is free.
+    model in one step. Made for the server optimizer SGD(lr=1). Needs ``data.server_fraction``, one class per sample,
+    one global model, and clients that answer questions; every client within reach sends the counts of its labels once,
+    K numbers, which it may not want to reveal. The server's own training is free.
 
     Column: ``feddu/alpha``, 0 for a step that was not taken.
 
@@ -121,19 +123,28 @@ class FedDU(Hook):
         self.scale, self.decay, self.epochs, self.batch_size = scale, decay, epochs, batch_size
         self.least, self.worst = least, worst
         self.counts: dict[int, list[float]] = {}  # by client, samples of each class
+        self._all_K = torch.zeros(0, dtype=torch.float64)  # their sum
+        self._of: tuple[Sequence[int], int] = (), 0  # the sizes of the clients and K that they belong to
         self.alpha = 0.0
 
     def setup(self, facts: Facts) -> None:
-        """Set the server's samples and the model.
+        """Set the server's samples and the model; with other data than before, no labels of clients are known.
 
         Raises:
-            ConfigurationError: targets are not classes.
+            ConfigurationError: targets are not classes, one per sample.
         """
         if not facts.classes:
             raise ConfigurationError("Expected classes as targets for FedDU, which compares labels, but got others")
         assert facts.server_data is not None, "pieces that read the server's data are refused without it"
         self.facts, samples = facts, len(facts.server_data)
         _, targets = facts.server_data.batch(torch.arange(samples))
+        if targets.dim() != 1 or targets.is_floating_point():
+            raise ConfigurationError(
+                f"Expected one class per sample as targets for FedDU but got {targets.dtype} {tuple(targets.shape[1:])}"
+            )
+        if (of := (tuple(facts.sizes), facts.classes)) != self._of:
+            self._of = of
+            self.learn({}, anew=True)
         self._own_K = targets.cpu().bincount(minlength=facts.classes).double()
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
@@ -143,7 +154,15 @@ class FedDU(Hook):
         """Ask the clients within reach, whose labels are not known yet, for their counts."""
         asked = [client for client in probe.clients if client not in self.counts]
         answers = probe.answers(asked, LabelCounts(self.facts.classes)) if asked else {}
-        self.counts |= {client: n.tolist() for client, n in answers.items() if bool((n >= 0).all()) and n.sum() > 0}
+        self.learn({client: n.tolist() for client, n in answers.items() if bool((n >= 0).all()) and n.sum() > 0})
+
+    def learn(self, counts: Mapping[int, Sequence[float]], anew: bool = False) -> None:
+        """Note the samples of each class of clients that are not known yet; with ``anew``, forget all others."""
+        if anew:
+            self.counts, self._all_K = {}, torch.zeros(self.facts.classes, dtype=torch.float64)
+        self.counts |= {client: list(each) for client, each in counts.items()}
+        counts_nK = torch.tensor([*counts.values()], dtype=torch.float64).reshape(-1, self.facts.classes)
+        self._all_K = self._all_K + counts_nK.sum(0)
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Note a client of the cohort.
@@ -159,8 +178,7 @@ class FedDU(Hook):
         """Return the samples of each class of the cohort, and of all known clients, float64, shape (K,) each."""
         zeros = torch.zeros(self.facts.classes, dtype=torch.float64)
         cohort = [torch.tensor(self.counts[k], dtype=torch.float64) for k in self._cohort if k in self.counts]
-        everyone = [torch.tensor(self.counts[k], dtype=torch.float64) for k in sorted(self.counts)]
-        return sum(cohort, zeros), sum(everyone, zeros)
+        return sum(cohort, zeros), self._all_K
 
     def share(self, accuracy: float) -> float:
         """Return α of the round; 0 while no labels of the cohort are known."""
@@ -177,15 +195,15 @@ class FedDU(Hook):
         facts = self.facts
         assert facts.utility is not None, "it comes with the server's samples"
         assert facts.tuning is not None, "it comes with the server's samples"
-        begun = {name: facts.parameters[name].detach() for name in delta if name in facts.parameters}
+        begun = {name: tensor.detach() for name, tensor in state_of(facts.models[0]).items() if name in delta}
         mean = {name: begun[name] + delta[name] for name in begun}
         accuracy, loss = facts.utility(mean)
         if (alpha := self.share(accuracy)) <= self.least:
             return delta
         random = generator(facts.seed, "FedDU", self._round)
         tuned = facts.tuning(mean, self._lr, self.epochs, self.batch_size, random)
-        moved = {name: mean[name] + alpha * (tuned[name] - mean[name]) for name in mean}
-        if not facts.utility(moved)[1] <= self.worst * loss:
+        moved = {name: mean[name] + alpha * (tuned[name] - mean[name]) for name in mean if name in tuned}
+        if not facts.utility({**mean, **moved})[1] <= self.worst * loss:
             return delta
         self.alpha = alpha
         return {**delta, **{name: moved[name] - begun[name] for name in moved}}
@@ -194,7 +212,11 @@ class FedDU(Hook):
         return {"feddu/alpha": self.alpha}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"counts": dict(self.counts)}
+        counts_nK = torch.tensor([*self.counts.values()], dtype=torch.float64).reshape(-1, self.facts.classes)
+        return {"clients": torch.tensor([*self.counts], dtype=torch.int64), "counts": counts_nK}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self.counts = {client: list(counts) for client, counts in state["counts"].items()}
+        if "clients" in state:
+            self.learn(dict(zip(state["clients"].tolist(), state["counts"].tolist(), strict=True)), anew=True)
+        else:  # of an earlier version
+            self.learn(state["counts"], anew=True)
