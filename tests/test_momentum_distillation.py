@@ -48,6 +48,16 @@ def test_the_published_value() -> None:
     assert hook.on_update(small, parts["c"], report) is small
 
 
+def test_clients_without_a_block_have_no_momentum() -> None:
+    hook, head = MomentumDistillation(blocks="blocks.*."), Part({"head.w": (slice(0, 1),)})
+    hook.setup(Facts(parameters={"blocks.0.w": torch.zeros(1), "head.w": torch.zeros(1)}))
+    hook.begin_round(0, 0.1)
+    hook.observe(DenseUpdate(torch.ones(1)), head, Report(0, "c", 1, 0.0))
+    hook.begin_round(1, 0.1)
+    update = DenseUpdate(torch.ones(1))
+    assert hook.on_update(update, Part({"blocks.0.w": (slice(0, 1),)}), Report(0, "b", 1, 0.0)) is update
+
+
 @pytest.mark.usefixtures("double_precision")
 def test_a_run_equals_numpy(fit: Fit) -> None:
     rounds, beta = 6, 0.3
@@ -106,8 +116,12 @@ def test_what_is_refused(fit: Fit) -> None:
         MomentumDistillation(blocks="stages")
     with pytest.raises(ConfigurationError, match=r"blocks that match tensors, such as .* but got 'stages\."):
         fit(small_module(hooks=[MomentumDistillation()]), rounds=1)
-    with pytest.raises(ConfigurationError, match=r"of equal shapes .* \[\(8, 8, 3, 3\), \(16, 8, 3, 3\)\]: "):
+    with pytest.raises(ConfigurationError, match=r"of equal shapes .* \[\(8, 8, 3, 3\), \(16, 8, 3, 3\)\] of '.+': "):
         fit(inclusive((8, 8, 16)), rounds=1)
+    unequal = {f"stages.{block}.trunk.{leaf}": torch.zeros(2, leaf == "b", block) for block in (1, 2) for leaf in "ab"}
+    unequal["stages.2.trunk.a"] = unequal["stages.1.trunk.a"]
+    with pytest.raises(ConfigurationError, match=r"but got \[\(2, 1, 1\), \(2, 1, 2\)\] of 'b': "):
+        MomentumDistillation().setup(Facts(parameters=unequal))
     with pytest.raises(ConfigurationError, match="give the smallest level more than one block"):
         fit(inclusive(depths=(3, 1)), rounds=3)
 

@@ -71,12 +71,13 @@ class MomentumDistillation(Hook):
             raise ConfigurationError(
                 f"Expected blocks that match tensors, such as {next(iter(self._parameters))!r}, but got {self.blocks!r}"
             )
-        kinds = {number: block for number, block in shapes.items() if number}
-        if any(block != next(iter(kinds.values())) for block in kinds.values()):
-            raise ConfigurationError(
-                f"Expected blocks {self.blocks!r} of equal shapes for MomentumDistillation but got "
-                f"{[next(iter(block.values())) for block in kinds.values()]}: give the net equal hidden sizes"
-            )
+        kinds = [block for number, block in shapes.items() if number]
+        for leaf in dict.fromkeys(leaf for block in kinds for leaf in block):
+            if len({block.get(leaf) for block in kinds}) > 1:
+                raise ConfigurationError(
+                    f"Expected blocks {self.blocks!r} of equal shapes for MomentumDistillation but got "
+                    f"{[block.get(leaf) for block in kinds]} of {leaf!r}: give the net equal hidden sizes"
+                )
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         self._before, self._present = self._present, {}
@@ -126,7 +127,8 @@ class MomentumDistillation(Hook):
 
     def _momentum(self, model: int, last: int) -> dict[str, Tensor]:
         """Return the mean update of the deeper blocks of the next larger size in the round before, by tensor."""
-        larger = [(max(sums), key) for key, (_, sums) in self._before.items() if key[0] == model and max(sums) > last]
+        deepest = {key: max(sums, default=-1) for key, (_, sums) in self._before.items() if key[0] == model}
+        larger = [(number, key) for key, number in deepest.items() if number > last]
         if not larger:
             return {}
         count, sums = self._before[min(larger)[1]]
