@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 from hetfl.errors import ConfigurationError
@@ -96,6 +98,37 @@ def choice(name: str, value: T, choices: Any) -> T:
         texts = f"{', '.join(known[:-1])} or {known[-1]}"
         raise ConfigurationError(f"Expected {name} to be {texts} but got {value!r}")
     return value
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a setting that is a whole number.
+
+    Args:
+        name: of the setting.
+        value: its value.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigurationError(f"Expected {name} to be a whole number but got {value!r:.60}") from None
+
+
+def real(name: str, value: Any) -> float:
+    """Return a setting that is a number.
+
+    Args:
+        name: of the setting.
+        value: its value.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not isinstance(value, Real):
+        raise ConfigurationError(f"Expected {name} to be a number but got {value!r:.60}")
+    return value  # type: ignore[return-value]
 
 
 def suggestion(unknown: str, known: Sequence[str]) -> str:

@@ -320,6 +320,29 @@ def test_hook_results_of_wrong_type_or_shape_are_refused() -> None:
         hooks.on_step(0, {"w": torch.zeros(2)}, {"w": torch.ones(2)})
 
 
+class Forgetful(Hook):
+    """Returns nothing."""
+
+    def on_delta(self, p_D: Tensor, ctx: DeltaContext) -> Tensor:
+        return None  # type: ignore[return-value]
+
+    def on_update(self, update: Update, index: Index, report: Report) -> Update:
+        return None  # type: ignore[return-value]
+
+    def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return None  # type: ignore[return-value]
+
+
+def test_a_hook_that_returns_nothing_is_named() -> None:
+    hooks = Hooks(NoPenalty(), [Forgetful()])
+    with pytest.raises(ConfigurationError, match=r"a tensor from Forgetful\.on_delta but got NoneType"):
+        hooks.combine(Task(0, "a", 0, 0, 0.1), PART, 0)(torch.zeros(D), None)
+    with pytest.raises(ConfigurationError, match=r"an update from Forgetful\.on_update but got NoneType"):
+        hooks.on_update(DenseUpdate(torch.zeros(D)), PART, REPORT)
+    with pytest.raises(ConfigurationError, match=r"steps of \['w'\] from Forgetful\.on_step but got NoneType"):
+        hooks.on_step(0, {"w": torch.zeros(2)}, {"w": torch.ones(2)})
+
+
 class Grouped(Hook):
     """Depends on the clusters of clients."""
 

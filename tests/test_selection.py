@@ -258,6 +258,11 @@ def test_drawing_and_weighting_by_size_is_refused() -> None:
     ("make", "message"),
     [
         (lambda: SizeWeighted(0), "clients_per_round of at least 1 but got 0"),
+        (lambda: Uniform(2.5), "clients_per_round to be a whole number but got 2.5"),  # type: ignore[arg-type]
+        (lambda: Uniform("3"), "clients_per_round to be a whole number but got '3'"),  # type: ignore[arg-type]
+        (lambda: PowerOfChoice(3.5, 3), "candidates to be a whole number but got 3.5"),  # type: ignore[arg-type]
+        (lambda: LossTimesSize(3, None), "beta to be a number but got None"),  # type: ignore[arg-type]
+        (lambda: DeadlineAware("x"), "deadline to be a number but got 'x'"),  # type: ignore[arg-type]
         (lambda: PowerOfChoice(2, 3), "candidates of at least clients_per_round, 3, but got 2"),
         (lambda: ready(PowerOfChoice(11, 3)), "candidates of at most the number of clients, 10, but got 11"),
         (lambda: PowerOfChoice(6, 3, "best"), r"variant among \('pow', 'cpow', 'rpow'\) but got 'best'"),  # type: ignore[arg-type]

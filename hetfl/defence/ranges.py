@@ -16,7 +16,8 @@ loss          training      -L to L              a mean of losses in the model's
 loss          losses        -L to L, or 0 to L   the same; an aggregator that takes powers of losses needs losses >= 0
 entry         update        -sqrt(L) to sqrt(L)  norms and the server's Adam need its square, which is at most L
 squared_norm  training      0 to D * L^2         D entries of a residual; 0 without error feedback
-batches       statistics    c * ceil(n / B)      c: calls of the layer in a pass, the median over the cohort
+batches       statistics    c * b                c: calls of the layer in a pass, the median over the cohort; b: batches
+                                                 of a pass, ceil(n / B), one less if the last one had one sample
 mean          statistics    -sqrt(L) to sqrt(L)  the variance needs the channel's second moment, which is at most L
 variance      statistics    0 to L               a sum of squares over the number of values minus one
 client        hello         0 to N - 1           the server's data module

@@ -105,10 +105,13 @@ class Hooks(Piece):
         """Return the update that is added up in place of a decoded one; see :meth:`Hook.on_update`.
 
         Raises:
+            ConfigurationError: a hook returned something else than an update of the same size.
             RefusedUpdate: a hook refuses the update, or returned NaN or Inf.
         """
         for name, hook in self._all_named():
             changed = hook.on_update(update, index, report)
+            if not isinstance(changed, Update):
+                raise ConfigurationError(f"Expected an update from {name}.on_update but got {type(changed).__name__}")
             if changed is not update:
                 where, given = f"{name}.on_update", update.to_dense()
                 _finite(_alike(changed.to_dense(), given, where), given, where)
@@ -124,10 +127,9 @@ class Hooks(Piece):
         """
         for name, hook in self._all_named():
             changed = hook.on_step(model, delta, holders)
-            if changed.keys() != delta.keys():
-                raise ConfigurationError(
-                    f"Expected steps of {sorted(delta)} from {name}.on_step but got {sorted(changed)}"
-                )
+            if not isinstance(changed, Mapping) or changed.keys() != delta.keys():
+                got = sorted(changed) if isinstance(changed, Mapping) else type(changed).__name__
+                raise ConfigurationError(f"Expected steps of {sorted(delta)} from {name}.on_step but got {got}")
             new_steps = {tensor: step for tensor, step in changed.items() if step is not delta[tensor]}
             for tensor, step in new_steps.items():
                 _alike(step, delta[tensor], f"{name}.on_step")
@@ -152,8 +154,10 @@ def _alike(changed: Tensor, given: Tensor, where: str) -> Tensor:
     """Return a changed tensor, after a check.
 
     Raises:
-        ConfigurationError: its shape or dtype is not that of the given tensor.
+        ConfigurationError: it is no tensor, or its shape or dtype is not that of the given tensor.
     """
+    if not isinstance(changed, Tensor):
+        raise ConfigurationError(f"Expected a tensor from {where} but got {type(changed).__name__}")
     if changed.shape != given.shape or changed.dtype != given.dtype:
         raise ConfigurationError(
             f"Expected {given.dtype} {tuple(given.shape)} from {where} but got {changed.dtype} {tuple(changed.shape)}"

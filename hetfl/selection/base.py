@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
+from hetfl.arguments import whole
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts, Piece
 
@@ -91,7 +92,7 @@ class Selection(Piece):
     """Whether clients are asked for their losses before they train."""
 
     def __init__(self, clients_per_round: int = 10) -> None:
-        if clients_per_round < 1:
+        if whole("clients_per_round", clients_per_round) < 1:
             raise ConfigurationError(f"Expected clients_per_round of at least 1 but got {clients_per_round}")
         self.clients_per_round = clients_per_round
         self.sizes: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ import math
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from hetfl.arguments import real
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
@@ -32,9 +33,9 @@ class DeadlineAware(Selection):
 
     def __init__(self, deadline: float, clients_per_round: int = 10, over_selection: float = 0.0) -> None:
         super().__init__(clients_per_round)
-        if not deadline > 0:
+        if not real("deadline", deadline) > 0:
             raise ConfigurationError(f"Expected a deadline above 0 seconds but got {deadline}")
-        if not 0 <= over_selection < math.inf:
+        if not 0 <= real("over_selection", over_selection) < math.inf:
             raise ConfigurationError(f"Expected a finite over_selection of at least 0 but got {over_selection}")
         self.deadline, self.over_selection = deadline, over_selection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hetfl.arguments import real, whole
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.seeding import generator
@@ -36,9 +37,9 @@ class LossTimesSize(Selection):
 
     def __init__(self, clients_per_round: int = 10, beta: float = 1.0, candidates: int | None = None) -> None:
         super().__init__(clients_per_round)
-        if not 0 <= beta < float("inf"):
+        if not 0 <= real("beta", beta) < float("inf"):
             raise ConfigurationError(f"Expected a finite beta of at least 0 but got {beta}")
-        if candidates is not None and candidates < clients_per_round:
+        if candidates is not None and whole("candidates", candidates) < clients_per_round:
             raise ConfigurationError(
                 f"Expected candidates of at least clients_per_round, {clients_per_round}, or null but got {candidates}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal, get_args
 
+from hetfl.arguments import whole
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
@@ -46,7 +47,7 @@ class PowerOfChoice(Selection):
 
     def __init__(self, candidates: int, clients_per_round: int = 10, variant: Variant = "pow", batch: int = 64) -> None:
         super().__init__(clients_per_round)
-        if candidates < clients_per_round:
+        if whole("candidates", candidates) < clients_per_round:
             raise ConfigurationError(
                 f"Expected candidates of at least clients_per_round, {clients_per_round}, but got {candidates}"
             )
