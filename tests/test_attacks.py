@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from hetfl.aggregators import CoordinateMedian, HolderMean, ValueMean
+from hetfl.aggregators import CoordinateMedian, HolderMean, StackedProducts, ValueMean
 from hetfl.analysis import load_values
 from hetfl.attacks import (
     ALittleIsEnough,
@@ -77,6 +77,8 @@ def test_a_share_draws_the_same_clients_for_all_attacks() -> None:
     assert {c for c in range(10) if labels.describe(c, 10) == "flipped labels"} == drawn
     assert widest.levels(0) == ["a" if client in drawn or client < 5 else "b" for client in range(10)]
     assert hostile_clients(None, 0.5, 10) > drawn
+    with pytest.warns(UserWarning, match=r"A share of 0\.01 of 10 clients is none: no client is hostile"):
+        assert hostile_clients(None, 0.01, 10) == frozenset()
 
 
 def test_hostile_clients_and_noise_shares_are_drawn_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +128,16 @@ def test_a_hostile_majority_stays_hostile() -> None:
     assert distances[3:] == pytest.approx([NormalDist().inv_cdf(share) for share in (3 / 4, 2 / 3, 1 / 2)])
 
 
+def test_what_the_aggregator_under_attack_sends_beside_parts_is_counted() -> None:
+    aggregator = StackedProducts({})
+    attacked = InnerProduct(aggregator, share=0.25)
+    aggregator.reset({})
+    assert attacked.changes_frozen
+    assert attacked.shared_bytes(0) == aggregator.shared_bytes(0)
+    aggregator.shared_bytes = lambda client: 400 + client  # type: ignore[method-assign]
+    assert attacked.shared_bytes(3) == 403
+
+
 def test_the_aggregator_under_attack_may_ask_clients_and_value_them(fit: Callable[..., Trainer]) -> None:
     attacked = ALittleIsEnough(ValueMean(FeatureInformation()), share=0.25)
     trainer = fit(small_module(aggregator=attacked, selection=Uniform(12)), rounds=2, limit_val_batches=0)
@@ -171,6 +183,10 @@ def test_every_configuration_runs(name: str, tmp_path: Path) -> None:
     [
         (lambda: SignFlip(), "clients or share for SignFlip but got neither"),
         (lambda: SignFlip(clients=[1], share=0.2), "clients or share for SignFlip but got both"),
+        (lambda: SignFlip(clients=[2.5]), r"a list of ids as clients for SignFlip but got \[2.5\]"),  # type: ignore[list-item]
+        (lambda: LabelFlip(clients=["a"]), r"a list of ids as clients for LabelFlip but got \['a'\]"),  # type: ignore[list-item]
+        (lambda: SignFlip(clients=0), "a list of ids as clients for SignFlip but got 0"),  # type: ignore[arg-type]
+        (lambda: LabelFlip(share="x"), "share to be a number but got 'x'"),  # type: ignore[arg-type]
         (lambda: LabelFlip(share=1.5), r"share in \[0, 1\] for LabelFlip but got 1.5"),
         (lambda: Scaling(float("nan"), share=0.1), "a finite factor for Scaling but got nan"),
         (lambda: Backdoor(size=0, share=0.1), "size of at least 1 for Backdoor but got 0, 0.5, 0"),

@@ -44,7 +44,7 @@ class Collusion(Aggregator):
         self.aggregator, self.clients, self.share = aggregator, clients, share
         self.reads_server_data, self.asks_clients = aggregator.reads_server_data, aggregator.asks_clients
         self.asks_losses, self.by_size = aggregator.asks_losses, aggregator.by_size  # type: ignore[misc]
-        self.takes_sparse = aggregator.takes_sparse  # type: ignore[misc]
+        self.takes_sparse, self.changes_frozen = aggregator.takes_sparse, aggregator.changes_frozen  # type: ignore[misc]
         self._means, self._squares = HolderMean(), HolderMean()
         self._hostile: frozenset[int] = frozenset()
         self._held: list[tuple[Update, Part, Report]] = []
@@ -91,6 +91,9 @@ class Collusion(Aggregator):
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._hostile = hostile_clients(self.clients, self.share, facts.num_clients)
         self.aggregator.setup(facts)
+
+    def shared_bytes(self, client: int) -> int:  # noqa: D102
+        return self.aggregator.shared_bytes(client)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.aggregator.bind(folder)
