@@ -30,6 +30,9 @@ class Aggregator(Piece):
     takes_sparse: ClassVar[bool] = True
     """Whether updates may leave entries out, which then count as 0; if not, such an update is refused."""
 
+    takes_stale: ClassVar[bool] = True
+    """Whether clients may have begun with older global models; if not, schedules without common rounds are refused."""
+
     changes_frozen: ClassVar[bool] = False
     """Whether steps may move frozen parameters, which clients then change by :meth:`shared_bytes` of their own."""
 

@@ -43,7 +43,8 @@ class ProductMean(HolderMean):
     place of the inputs and outputs that it does not hold. The server's optimizer should be SGD(lr=1), which takes the
     step as it is. Factors of different rounds have no common coordinates, so residuals and memories of penalties would
     be added to other ranks than they belong to: a run with error feedback of a compressor that leaves something out, or
-    with memories, is refused.
+    with memories, is refused. The server takes its own factors for those that clients began with: schedules in which
+    clients begin with older models are refused, and with a lossy ``downlink`` the mean is not exact.
 
     Args:
         form: ``change`` or ``product``.
@@ -53,6 +54,7 @@ class ProductMean(HolderMean):
     """
 
     by_size: ClassVar[bool] = True
+    takes_stale: ClassVar[bool] = False
 
     def __init__(self, form: Form = "change") -> None:
         super().__init__()

@@ -43,7 +43,9 @@ class StackedProducts(HolderMean):
 
     A becomes a new draw and B becomes 0 in every layer. All other trained tensors get the mean over their holders,
     weighted by samples. A client of a narrower level has zeros in place of inputs and outputs that it does not hold.
-    :meth:`shared_bytes` are those of the stacked factors that a client has not been sent.
+    :meth:`shared_bytes` are those of the stacked factors that a client has not been sent. The server takes its own
+    factors for those that clients began with: schedules in which clients begin with older models are refused, and with
+    a lossy ``downlink`` the mean is not exact.
 
     Args:
         targets: by name of an adapted layer, its weight.
@@ -51,6 +53,7 @@ class StackedProducts(HolderMean):
 
     by_size: ClassVar[bool] = True
     changes_frozen: ClassVar[bool] = True
+    takes_stale: ClassVar[bool] = False
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         super().__init__()

@@ -37,6 +37,8 @@ class ZeroPadMean(HolderMean):
 
     .. math:: w_k = \sqrt{\textstyle\sum_l \lVert B_{k,l} A_{k,l} \rVert_F^2}
 
+    The products are those of the present factors with the client's change, also if it began with an older model.
+
     Args:
         weights: ``samples``: clients weigh by their samples; ``products``: by the norm of their products.
 

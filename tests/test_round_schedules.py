@@ -18,7 +18,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from hetfl import FedAvg, FederatedModule, Level
-from hetfl.aggregators import HolderMean, QFedAvg
+from hetfl.aggregators import HolderMean, ProductMean, QFedAvg
+from hetfl.attacks import ALittleIsEnough
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
@@ -346,6 +347,8 @@ def test_statistics_cost_bytes_and_no_time(fit: Fit) -> None:
         ({"local": LocalTraining(penalty=FedDyn(0.1))}, "a penalty without memories .* but got FedDyn"),
         ({"selection": PowerOfChoice(6, 4), "aggregator": HolderMean()}, "asks for no losses .* got PowerOfChoice"),
         ({"aggregator": QFedAvg(1.0)}, "aggregator that asks for no losses .* got QFedAvg"),
+        ({"aggregator": ProductMean()}, "aggregator that takes stale updates .* got ProductMean"),
+        ({"aggregator": ALittleIsEnough(ProductMean(), share=0.1)}, "stale updates .* got ALittleIsEnough"),
         ({"assignment": DiscountedUCB()}, "does not learn .* got DiscountedUCB"),
         ({"schedule": Buffered(size=13)}, "size of at most the number of clients, 12, but got 13"),
         ({"schedule": Asynchronous(concurrency=13)}, "concurrency of at most the number of clients, 12, but got 13"),

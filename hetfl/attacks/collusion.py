@@ -44,7 +44,8 @@ class Collusion(Aggregator):
         self.aggregator, self.clients, self.share = aggregator, clients, share
         self.reads_server_data, self.asks_clients = aggregator.reads_server_data, aggregator.asks_clients
         self.asks_losses, self.by_size = aggregator.asks_losses, aggregator.by_size  # type: ignore[misc]
-        self.takes_sparse, self.changes_frozen = aggregator.takes_sparse, aggregator.changes_frozen  # type: ignore[misc]
+        self.takes_sparse, self.takes_stale = aggregator.takes_sparse, aggregator.takes_stale  # type: ignore[misc]
+        self.changes_frozen = aggregator.changes_frozen  # type: ignore[misc]
         self._means, self._squares = HolderMean(), HolderMean()
         self._hostile: frozenset[int] = frozenset()
         self._held: list[tuple[Update, Part, Report]] = []

@@ -20,7 +20,7 @@ from hetfl.types import Level, NetFactory
 
 
 class FLoRA(FederatedModule):
-    r"""Stacking: the base takes the exact mean of the clients' products, of any ranks.
+    r"""Stacking: the base takes the mean of the clients' products, of any ranks, without cross terms.
 
     .. math:: W \leftarrow W + s \sum_k p_k B_k A_k, \qquad
         \sum_k p_k B_k A_k = [B_1, B_2, \dots] \, [p_1 A_1; p_2 A_2; \dots]
@@ -29,7 +29,8 @@ class FLoRA(FederatedModule):
     ones, or the changed weights if these are fewer bytes. The next round begins with a new A, drawn from the seed,
     and B = 0; clients could draw A themselves, but are sent it here. The base changes: it must be ``preinstalled``, so
     that its first download is not counted twice. Residuals and memories, which would belong to factors that are gone,
-    are refused, as are levels with several factors s.
+    are refused, as are levels with several factors s, and schedules in which clients begin with older models. The mean
+    is exact if downloads and uploads are; with a lossy ``downlink`` the server's factors stand for the clients'.
 
     Args:
         net: builds the net of a level, :class:`hetfl.lora.LoRA`.

@@ -62,6 +62,8 @@ def _of_aggregation(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, str]]:
         yield "a penalty without memories", f"{_name(penalty)}, whose memories refer to a common model"
     if aggregator.first.asks_losses:
         yield "an aggregator that asks for no losses", f"{aggregator.describe()}, which asks clients before they train"
+    if not aggregator.first.takes_stale:
+        yield "an aggregator that takes stale updates", f"{_name(aggregator.first)}, which needs a common model"
     for piece in pieces.values():
         if piece.asks_clients:
             yield "no questions to clients before they train", piece.describe()
