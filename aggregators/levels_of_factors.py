@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.factors import A
 from hetfl.layout import IndexEntry
 from hetfl.piece import Facts
 from hetfl.submodel import put
@@ -29,6 +30,24 @@ def check_one_scale(rule: str, facts: Facts) -> None:
                     f"Expected one scale of products at all levels, such as scale: rslora, for {rule} but got "
                     f"{first[layer]:g} at level {facts.levels[0]} and {scale:g} at level {level}"
                 )
+
+
+def check_trained_a(rule: str, facts: Facts) -> None:
+    """Refuse frozen factors A.
+
+    Args:
+        rule: name of the rule, for messages.
+        facts: of the federation.
+
+    Raises:
+        ConfigurationError: a factor A is frozen.
+    """
+    frozen = [name for name in facts.frozen if name.rpartition(".")[2] == A]
+    if frozen:
+        raise ConfigurationError(
+            f"Expected trained factors A for {rule} but got a frozen {frozen[0]!r}: with A frozen, the mean of B over "
+            "holders (HolderMean, SampleMean) is that of the products"
+        )
 
 
 def widened(factor: Tensor, entry: IndexEntry, whole: Tensor, ranks: int) -> Tensor:

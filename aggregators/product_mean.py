@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
-from hetfl.aggregators.levels_of_factors import check_one_scale, widened
+from hetfl.aggregators.levels_of_factors import check_one_scale, check_trained_a, widened
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.factors import matrices, pairs_of, refactored
@@ -40,11 +40,12 @@ class ProductMean(HolderMean):
     :math:`W \leftarrow \sum_k p_k B_k A_k`: ranks that few clients hold shrink.
 
     All levels need the same factor s of products, and others are refused. A client of a narrower level has zeros in
-    place of the inputs and outputs that it does not hold. The server's optimizer should be SGD(lr=1), which takes the
-    step as it is. Factors of different rounds have no common coordinates, so residuals and memories of penalties would
-    be added to other ranks than they belong to: a run with error feedback of a compressor that leaves something out, or
-    with memories, is refused. The server takes its own factors for those that clients began with: schedules in which
-    clients begin with older models are refused, and with a lossy ``downlink`` the mean is not exact.
+    place of the inputs and outputs that it does not hold; it must send both factors of a layer. The server's optimizer
+    should be SGD(lr=1), which takes the step as it is. Factors of different rounds have no common coordinates, so
+    residuals and memories of penalties would be added to other ranks than they belong to: a run with error feedback of
+    a compressor that leaves something out, or with memories, is refused. The server takes its own factors for those
+    that clients began with: schedules in which clients begin with older models are refused, and with a lossy
+    ``downlink`` the mean is not exact.
 
     Args:
         form: ``change`` or ``product``.
@@ -77,12 +78,7 @@ class ProductMean(HolderMean):
                 f"Expected clients without {facts.remembers} for ProductMean, whose factors turn in every round, but "
                 "got some: set enabled: false for error feedback, or choose HolderMean"
             )
-        frozen = [name for name in facts.frozen if name.rpartition(".")[2] == "lora_A"]
-        if frozen:
-            raise ConfigurationError(
-                f"Expected trained factors A for ProductMean but got a frozen {frozen[0]!r}: with A frozen, the mean "
-                "of B over holders (HolderMean, SampleMean) is that of the products"
-            )
+        check_trained_a("ProductMean", facts)
 
     def weight(self, report: Report) -> float:
         """Return the client's number of training samples n_k."""
@@ -110,14 +106,22 @@ class ProductMean(HolderMean):
                 self._stacks[layer].append((a_RI, weight * b_OR))
 
     def _factor(self, name: str, part: Index, deltas: Mapping[str, Tensor], other: str) -> tuple[Tensor, Tensor]:
-        """Return a factor as a client began with it, and its change, which is 0 if the client does not send it."""
+        """Return a factor as a client began with it, and its change, which is 0 if the client does not send it.
+
+        Raises:
+            ConfigurationError: the client does not send it, and holds some of the layer's inputs or outputs alone.
+        """
         whole, dim = self._tensors[name].detach(), 0 if name.endswith("A") else -1
         if name in part:
             begun, delta = take(whole, part[name]).double(), deltas[name].to(whole).double()
             return widened(begun, part[name], whole, dim), widened(delta, part[name], whole, dim)
-        ranks = part[other][-1 if dim == 0 else 0]
+        of_ranks, sent, full = -1 - dim, deltas[other], self._tensors[other]
+        if sent.numel() * full.shape[of_ranks] < full.numel() * sent.shape[of_ranks]:
+            raise ConfigurationError(
+                f"Expected both factors of a layer from narrower clients for ProductMean but got {other!r} alone"
+            )
         entry: list[slice | Tensor] = [slice(0, size) for size in whole.shape]
-        entry[dim] = ranks
+        entry[dim] = part[other][of_ranks]
         begun = take(whole, tuple(entry)).double()
         return begun, torch.zeros_like(begun)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
-from hetfl.aggregators.levels_of_factors import check_one_scale, widened
+from hetfl.aggregators.levels_of_factors import check_one_scale, check_trained_a, widened
 from hetfl.aggregators.zero_pad_mean import trained_values
 from hetfl.errors import ConfigurationError
 from hetfl.factors import matrices, pairs_of
@@ -70,7 +70,8 @@ class StackedProducts(HolderMean):
         """Check the facts.
 
         Raises:
-            ConfigurationError: clients keep residuals or memories, or levels have several factors of products.
+            ConfigurationError: clients keep residuals or memories, the factors A are frozen, or levels have several
+                factors of products.
         """
         check_one_scale("FLoRA", facts)
         if facts.remembers:
@@ -78,6 +79,7 @@ class StackedProducts(HolderMean):
                 f"Expected clients without {facts.remembers} for FLoRA, whose factors begin anew in every round, but "
                 "got some: set enabled: false for error feedback"
             )
+        check_trained_a("FLoRA", facts)
         self._seed = facts.seed
 
     def weight(self, report: Report) -> float:
@@ -102,7 +104,19 @@ class StackedProducts(HolderMean):
         super().reset(tensors)
         self._tensors, self._products = tensors, {}
 
-    def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+    def update(self, update: Update, index: Index, report: Report) -> None:
+        """Add one client's update.
+
+        Raises:
+            ConfigurationError: a client sends only one factor of a layer.
+        """
+        for pair in pairs_of(self._tensors).values():
+            sent = [name for name in pair if name in index]
+            if len(sent) == 1:
+                raise ConfigurationError(
+                    f"Expected clients that send both factors of a layer for FLoRA but got {sent[0]!r} alone: choose "
+                    "another part rule, or ProductMean"
+                )
         super().update(update, index, report)
         part, trained = part_of(index), trained_values(self._tensors, update, index)
         for layer, (a, b) in pairs_of(trained).items():

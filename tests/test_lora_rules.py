@@ -155,7 +155,7 @@ def test_products_of_narrow_clients_are_zero_outside_of_their_block(stacked: boo
     rule: Aggregator = ProductMean("product")
     if stacked:
         tensors["layer.weight"] = torch.zeros(OUT, IN, dtype=torch.float64)
-        rule = StackedProducts({"layer": Target("layer.weight", 2.0)})
+        rule = stacking()
     parts = [(narrow(tensors, 2, 3, 4), 3), (narrow(tensors, 1, IN, OUT), 1)]
     clients, expected = [], np.zeros((OUT, IN))
     for seed, (part, samples) in enumerate(parts):
@@ -213,11 +213,36 @@ def test_zero_padded_mean(weights: str) -> None:
 def test_what_product_mean_cannot_take_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="without residuals and memories for ProductMean, .* enabled: false"):
         ProductMean().setup(Facts(remembers="residuals and memories"))
-    with pytest.raises(ConfigurationError, match=f"trained factors A for ProductMean but got a frozen '{A}'"):
-        ProductMean().setup(Facts(frozen={A: torch.zeros(1)}))
     for rule in (lambda: ProductMean("sum"), lambda: ZeroPadMean("sum")):  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="got 'sum'"):
             rule()
+
+
+def stacking() -> StackedProducts:
+    return StackedProducts({"layer": Target("layer.weight", 2.0)})
+
+
+def test_rules_for_products_refuse_frozen_a() -> None:
+    for name, rule in (("ProductMean", ProductMean()), ("FLoRA", stacking())):
+        with pytest.raises(ConfigurationError, match=f"trained factors A for {name} but got a frozen '{A}'"):
+            rule.setup(Facts(frozen={A: torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("alone", [A, B])
+def test_stacking_refuses_an_update_of_one_factor(alone: str) -> None:
+    tensors = {**drawn(0), "layer.weight": torch.zeros(OUT, IN, dtype=torch.float64)}
+    part = leading(tensors, 2, (alone, "head.weight"))
+    with pytest.raises(ConfigurationError, match=f"both factors of a layer for FLoRA but got '{alone}' alone"):
+        played(stacking(), tensors, [(part, torch.ones(part.size, dtype=torch.float64), 1)])
+
+
+def test_product_mean_refuses_one_factor_of_a_narrow_client() -> None:
+    """The width of the other factor is not known to the server."""
+    tensors = drawn(0)
+    for entry in ({A: (slice(0, 2), slice(0, 3))}, {B: (slice(0, 4), slice(0, 2))}):
+        part = Part(entry)
+        with pytest.raises(ConfigurationError, match="both factors .* ProductMean but got 'layer.lora_[AB]' alone"):
+            played(ProductMean(), tensors, [(part, torch.ones(part.size, dtype=torch.float64), 1)])
 
 
 def test_singular_values_are_those_of_the_products() -> None:
