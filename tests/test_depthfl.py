@@ -132,6 +132,9 @@ def test_settings_select_variants_of_the_loss() -> None:
     assert torch.equal(deepest.loss(outputs, targets, ctx), nn.functional.cross_entropy(outputs[-1], targets))
     alone, ctx = module_at(300)
     assert torch.equal(alone.loss(outputs[:1], targets, ctx), nn.functional.cross_entropy(outputs[0], targets))
+    inputs, whole = torch.randn(2, 1, 8, 8, generator=random), net()
+    assert torch.equal(deepest.predict(whole, inputs), whole(inputs)[-1])
+    assert torch.equal(plain.predict(whole, inputs), whole(inputs).mean(0))
     with pytest.raises(ConfigurationError, match="distillation false with deepest_only"):
         depthfl(deepest_only=True)
     with pytest.raises(ConfigurationError, match="ramp_rounds of at least 0"):

@@ -60,7 +60,8 @@ class DepthFL(FederatedModule):
     .. math:: L = \sum_i \mathrm{CE}(z_i, y)
         + \frac{w(t)}{M - 1} \sum_i \sum_{j \ne i} \mathrm{KL}(p_j \,\Vert\, p_i)
 
-    for a client with M heads of logits :math:`z_i`. The prediction is the mean of the heads' logits. The paper adds
+    for a client with M heads of logits :math:`z_i`. The prediction is the mean of the heads' logits, or with
+    ``deepest_only`` the logits of the deepest head, as no client may train the others. The paper adds
     FedDyn: ``local.penalty: hetfl.local.FedDyn``. The net must take ``depth`` and return the logits of all its heads,
     shape (H, N, K), such as :class:`~hetfl.models.MultiExitResNet`; levels may also have a width.
 
@@ -146,10 +147,10 @@ class DepthFL(FederatedModule):
         return prefixes
 
     def predict(self, net: nn.Module, inputs: Tree) -> Tensor:
-        """Return the mean of the heads' logits, shape (N, K)."""
+        """Return the logits of the prediction, shape (N, K)."""
         return self.predict_heads(net, inputs)[0]
 
     def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean of the heads' logits, and each exit's logits by name: ``head_1`` is the shallowest."""
+        """Return the logits of the prediction, and each exit's logits by name: ``head_1`` is the shallowest."""
         logits_HNK = net(inputs)
-        return logits_HNK.mean(0), named_heads(logits_HNK)
+        return logits_HNK[-1] if self.deepest_only else logits_HNK.mean(0), named_heads(logits_HNK)
