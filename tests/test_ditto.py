@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from torch.nn.functional import cross_entropy
 
 from hetfl import FedAvg
-from hetfl.aggregators import SampleMean
+from hetfl.aggregators import QFedAvg, SampleMean
 from hetfl.errors import ConfigurationError
 from hetfl.local import Stacked
 from hetfl.methods import Ditto
 from hetfl.selection import Uniform
-from tests.conftest import small_levels, small_module, small_net
+from hetfl.types import Report
+from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.reference.cases import Scripted
 from tests.reference.given import made_data
 from tests.relative_cases import LR, SIZES, STEPS, delta, federation
@@ -74,6 +77,26 @@ def test_the_global_model_is_that_of_fedavg_and_own_models_are_better(fit: Fit) 
     assert float(columns["local/personal_accuracy"]) > float(columns["local/accuracy_mean"]) + 0.1
     assert torch.equal(columns["comm/down_bytes_total"], expected["comm/down_bytes_total"])
     assert torch.equal(columns["comm/up_bytes_total"], expected["comm/up_bytes_total"])
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_clients_are_asked_for_the_loss_of_the_global_model(fit: Fit, norm: str) -> None:
+    """Their own models, trained for two rounds, have other losses."""
+    data, seen = small_data(), list[tuple[float, float]]()
+
+    class Noting(QFedAvg):
+        def update(self, update: Any, index: Any, report: Report) -> None:
+            of_client = data.client_data(report.client)
+            outputs = copy.deepcopy(module.net.shared).train()(data.transform.eval(of_client.inputs))
+            seen.append((report.initial_loss or 0.0, cross_entropy(outputs, of_client.targets).item()))
+            super().update(update, index, report)
+
+    settings: dict[str, Any] = {"levels": None, "selection": Uniform(12), "aggregator": Noting(1.0)}
+    module: Any = small_module(Ditto, net=partial(small_net, norm=norm), **settings)
+    fit(module, data, rounds=3, limit_val_batches=0)
+    asked, expected = zip(*seen, strict=True)
+    assert len(asked) == 36
+    assert asked == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
