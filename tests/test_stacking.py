@@ -102,6 +102,17 @@ def test_assignment_files_stack_on_a_fleet_file(tmp_path: Path, assignment: Path
     assert bool(list(tmp_path.rglob("assignment.csv"))) == learns
 
 
+@pytest.mark.parametrize("assignment", ["growing", "growing_on_plateau"])
+@pytest.mark.parametrize("method", ["depthfl", "fedgmr"])
+def test_growing_keeps_the_levels_of_a_method(capsys: pytest.CaptureFixture[str], method: str, assignment: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "base", "-c", f"method/{method}", "-c", f"assignment/{assignment}", "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    own = yaml.safe_load((CONFIGS / f"method/{method}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    assert model["levels"].keys() == own["levels"].keys()
+    assert all(given.items() <= model["levels"][name].items() for name, given in own["levels"].items())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", FILES["schedule"], ids=lambda file: file.stem)
 @pytest.mark.parametrize("method", ["fedrolex", "fedper"])
