@@ -185,10 +185,11 @@ def table(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
 
 
-def test_fewer_rows_make_smaller_uploads(fit: Fit) -> None:
+@pytest.mark.parametrize("per_level", [None, EMBEDDING])
+def test_fewer_rows_make_smaller_uploads(fit: Fit, per_level: Any) -> None:
     """Of 12 rows of the embedding the clients send 7, 6 and 6, of 8, 4 and 2 channels of 4 bytes."""
     without, with_rows = (
-        table(fit(federation(label_rows=rows), data(), 1, f"{bool(rows)}", limit_val_batches=0))
+        table(fit(federation(label_rows=rows, per_level=per_level), data(), 1, f"{bool(rows)}", limit_val_batches=0))
         for rows in ([], EMBEDDING)
     )
     saved = without["comm/up_bytes"].iloc[0] - with_rows["comm/up_bytes"].iloc[0]

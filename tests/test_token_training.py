@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hetfl import DepthFL, FederatedModule, HeteroFL, Level
 from hetfl.data import TensorData
 from hetfl.local import LocalTraining, Sequential, Stacked, Workers
+from hetfl.objectives import LanguageModelling
 from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
 from hetfl.types import Task
 from tests.conftest import small_module
@@ -98,6 +99,42 @@ def test_an_lstm_trains_with_rolling_windows_of_width(fit: Fit) -> None:
 
 def test_a_transformer_of_fewer_blocks_needs_no_exits(fit: Fit) -> None:
     trained(fit, "transformer", levels=DEPTHS, parts=RandomChannels())
+
+
+class Tied(nn.Module):
+    """Words whose embedding is the classifier's weight."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        channels = round(8 * width)
+        self.embedding = nn.Embedding(VOCABULARY, channels)
+        self.hidden, self.classifier = nn.Linear(channels, channels), nn.Linear(channels, VOCABULARY)
+        self.classifier.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(torch.relu(self.hidden(self.embedding(ids))))
+        return logits
+
+
+def test_rows_of_tied_weights_are_sent_by_the_clients_words(fit: Fit) -> None:
+    """Nobody has the odd words: weight decay would move their rows if they were sent."""
+    ids = tokens(60) // 2 * 2
+    words = TensorData(
+        train_inputs=ids,
+        train_targets=ids,
+        test_inputs=ids[:20],
+        test_targets=ids[:20],
+        num_clients=4,
+        num_classes=VOCABULARY,
+        objective=LanguageModelling(),
+    )
+    module: Any = small_module(HeteroFL, net=Tied, levels=LEVELS)
+    before = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
+    fit(module, words, rounds=2)
+    for name in ("embedding.weight", "classifier.bias"):
+        moved = (module.net.state_dict()[name] != before[name]).view(VOCABULARY, -1).any(1)
+        assert torch.equal(moved[1::2], torch.zeros(VOCABULARY // 2, dtype=torch.bool)), name
+        assert moved[::2].any()
 
 
 @pytest.mark.parametrize(

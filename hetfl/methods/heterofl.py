@@ -110,7 +110,7 @@ class HeteroFL(FederatedModule):
     @cached_property
     def tensors_by_label(self) -> frozenset[str]:
         """Names of the tensors with a row per label: those of the classifier, and those that ``label_rows`` matches."""
-        return self.classifier | self._matching(self.label_rows)
+        return self.classifier | self.levels.copies.with_copies(self._matching(self.label_rows))
 
     @cached_property
     def classifier(self) -> frozenset[str]:
@@ -128,9 +128,10 @@ class HeteroFL(FederatedModule):
             logits = net(cast(self.data.first(2)[0], torch.float32))
         for name, output in reversed(outputs.items()):
             if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
-                prefix = f"{name}." if name else ""
-                names = frozenset({f"{prefix}weight", f"{prefix}bias"} & self.models.trained)
-                return self.levels.copies.with_copies(names)
+                layer = net.get_submodule(name)
+                own = (layer.weight, getattr(layer, "bias", None))  # a tied tensor may have another layer's name
+                names = {name for name, each in net.named_parameters() if any(each is tensor for tensor in own)}
+                return self.levels.copies.with_copies(names & self.models.trained)
         raise ConfigurationError(
             "Expected a net whose last layer gives the logits, with a row of weights per class, but got none"
         )
