@@ -18,7 +18,8 @@ from hetfl.updates import Update
 class Aggregator(Piece):
     """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model.
 
-    With several global models each has its own aggregator, a copy of the one that the module was given.
+    With several global models each has its own aggregator, a copy of the one that the module was given. Their columns
+    are added, but for the smallest ``…/lowest`` and the largest ``…/highest``.
     """
 
     asks_losses: ClassVar[bool] = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -76,8 +77,9 @@ class Aggregators(Piece):
         return self.first.describe()
 
     def columns(self) -> dict[str, float]:
-        """Return the columns of the first model's aggregator."""
-        return self.first.columns()
+        """Return the columns over all models: sums, but for the smallest ``lowest`` and the largest ``highest``."""
+        found = [aggregator.columns() for model, aggregator in self._by_model.items() if model != SHARED]
+        return {name: _over_models(name)(each[name] for each in found if name in each) for name in chain(*found)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every model's aggregator."""
@@ -161,3 +163,8 @@ class Aggregators(Piece):
             aggregator.reset(self._models[max(model, 0)])
             self._used.add(model)
         return aggregator
+
+
+def _over_models(column: str) -> Callable[[Iterable[float]], float]:
+    """Return the function that makes one value of the models' values of a column."""
+    return {"lowest": min, "highest": max}.get(column.rpartition("/")[2], sum)

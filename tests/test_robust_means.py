@@ -15,11 +15,12 @@ from hetfl.aggregators import Aggregator, ClippedMean, CoordinateMedian, HolderM
 from hetfl.aggregators.clipping import Length, clip_factors
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.layout import Index
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.testing import check_aggregator
 from hetfl.types import Report
-from hetfl.updates import DenseUpdate
+from hetfl.updates import DenseUpdate, Update
 from tests.robust_cases import Array, Client, cohort, played, scaled, spread
 
 
@@ -146,6 +147,31 @@ def test_variances_of_copies_are_checked_and_shared_tensors_by_no_other_model() 
         "running_var@b": [0.0],
         "1:running_var@b": [-1.0],
     }
+
+
+class Counting(HolderMean):
+    """Has the number of its updates, and the numbers of samples, as columns."""
+
+    def begin_round(self, round: int, lr: float) -> None:
+        self.samples: list[int] = []
+
+    def update(self, update: Update, index: Index, report: Report) -> None:
+        super().update(update, index, report)
+        self.samples.append(report.samples)
+
+    def columns(self) -> dict[str, float]:
+        ends = {"x/lowest": min(self.samples), "x/highest": max(self.samples)} if self.samples else {}
+        return {"x/updates": len(self.samples), **ends}
+
+
+def test_columns_are_those_of_all_models_and_count_shared_tensors_once() -> None:
+    aggregators, names = Aggregators(Counting()), ("weight", "shared")
+    aggregators.begin_round(0, 0.1)
+    aggregators.reset([{name: torch.zeros(1) for name in names} for _ in range(3)], frozenset(["shared"]))
+    part = Part({name: (slice(0, 1),) for name in names})
+    for client, (model, samples) in enumerate(((2, 7), (0, 4), (2, 3))):
+        aggregators.update(DenseUpdate(torch.ones(2)), part, Report(client, "a", samples, 0.0, model=model))
+    assert aggregators.columns() == {"x/updates": 3, "x/lowest": 3, "x/highest": 7}
 
 
 def test_clients_without_a_common_entry_are_refused() -> None:
