@@ -19,9 +19,9 @@ class ValueFilter(UsesValues, HolderMean):
     .. math:: w_k = n_k\, [v_k \ge \text{least} \cdot \bar v]
 
     with :math:`\bar v` the mean of all known values above 0. Values are those of earlier rounds, as in
-    :class:`~hetfl.aggregators.ValueMean`; a client without a value is kept. A client that is left out still trains and
-    is still measured, so it may return; its update counts as accepted, and its residual moves. An entry that only
-    left-out clients hold keeps its value.
+    :class:`~hetfl.aggregators.ValueMean`; a client without a value is kept, and so are all clients if no value is above
+    0. A client that is left out still trains and is still measured, so it may return; its update counts as accepted,
+    and its residual moves. An entry that only left-out clients hold keeps its value.
 
     Column: ``value/left_out``, the number of the round's updates that were left out. In ``values.csv`` the measure
     ``left_out`` is 1 for a client that was left out in the round, and 0 for one that was not.
@@ -49,7 +49,7 @@ class ValueFilter(UsesValues, HolderMean):
 
     def kept(self, client: int) -> bool:
         """Return whether a client's update is added up in this round."""
-        return self.values.get(client, self._mean) >= self.least * self._mean
+        return not self._mean or self.values.get(client, self._mean) >= self.least * self._mean
 
     def weight(self, report: Report) -> float:
         """Return the samples of a client that is kept, and 0 for others."""

@@ -104,6 +104,18 @@ def test_the_filter_leaves_out_clients_of_low_value() -> None:
         ValueFilter(least=0)
 
 
+def test_the_filter_keeps_all_clients_if_no_value_is_above_zero() -> None:
+    mean, tensors, part = ValueFilter(Given({0: -0.5, 1: 0.0})), {"w": torch.zeros(1)}, Part({"w": (slice(0, 1),)})
+    for round in range(2):
+        mean.begin_round(round, 0.1)
+        mean.reset(tensors)
+        for client in range(3):
+            mean.update(DenseUpdate(torch.full((1,), client + 1.0)), part, Report(client, "a", 10, 0.5))
+        assert mean.compute()[0]["w"].item() == 2.0
+        mean.end_round(round)
+    assert mean.columns()["value/left_out"] == 0
+
+
 def test_shares_of_the_server_have_their_values_by_hand() -> None:
     everyone, server, cohort = (torch.tensor(each) for each in ([0.5, 0.5], [0.6, 0.4], [0.9, 0.1]))
     divergences = divergence(server, everyone), divergence(cohort, everyone)
