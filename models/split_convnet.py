@@ -35,7 +35,7 @@ class SplitConvNet(nn.Module):
         width: share of the base nets, a multiple of 1/B in (0, 1].
 
     Raises:
-        ConfigurationError: ``bases`` is below 1, or ``width`` is no multiple of 1/B in (0, 1].
+        ConfigurationError: ``bases`` is below 1, ``width`` is no multiple of 1/B in (0, 1], or ``norm`` is ``group``.
     """
 
     def __init__(
@@ -48,6 +48,11 @@ class SplitConvNet(nn.Module):
         width: float = 1.0,
     ) -> None:
         super().__init__()
+        if norm == "group":  # type: ignore[comparison-overlap]
+            raise ConfigurationError(
+                "Expected norm static_batch, batch, none or dual for SplitConvNet, whose base nets would share the "
+                "statistics of groups, but got group"
+            )
         self.exits = kept_bases(width, bases)
         sizes = [self.exits * max(1, size // bases) for size in hidden]
         self.blocks = nn.Sequential()

@@ -166,3 +166,7 @@ def test_what_is_refused() -> None:
         SplitConvNet(width=0.3)
     with pytest.raises(ConfigurationError, match="bases of at least 1 but got 0"):
         SplitConvNet(bases=0)
+    with pytest.raises(
+        ConfigurationError, match="norm static_batch, batch, none or dual for SplitConvNet, .* got group"
+    ):
+        SplitConvNet(norm="group")  # type: ignore[arg-type]
