@@ -23,15 +23,15 @@ Blocks = dict[int, dict[str, Tensor]]
 
 
 class MomentumDistillation(Hook):
-    r"""Mix into the update of a client's last block the deeper blocks of the next larger size, of the round before.
+    r"""Mix into the update of a client's last block the deeper blocks of the nearest larger size, of the round before.
 
     .. math:: u_{k,l} \leftarrow (1 - \beta) \, u_{k,l}
         + \frac{\beta}{L - l} \sum_{j = l + 1}^{L} \bar u_j(t - 1)
 
-    for a client whose last block is l. The next larger size has L blocks, and :math:`\bar u_j(t - 1)` is the mean of
-    the updates of block j over its clients in the round before. Without such clients the update stays as it is. The
-    mean over the holders of an entry comes after it. The tensors of blocks must have equal shapes; they are compared
-    by their names within the block.
+    for a client whose last block is l. L is the number of blocks of the nearest larger size with clients in the round
+    before, and :math:`\bar u_j(t - 1)` is the mean of the updates of block j over these clients; the paper has the next
+    larger size. Without such clients the update stays as it is. The mean over the holders of an entry comes after it.
+    The tensors of blocks must have equal shapes; they are compared by their names within the block.
 
     Liu, Wu, Wu, Wang, Lyu, Chen, Xie: No One Left Behind: Inclusive Federated Learning over Heterogeneous Devices, KDD
     2022 (arXiv 2202.08036). The default :math:`\beta` is that of the code of FedRA (Su, Li, Xue, 2023, arXiv
@@ -126,7 +126,7 @@ class MomentumDistillation(Hook):
         return take(momentum[leaf], part[name])
 
     def _momentum(self, model: int, last: int) -> dict[str, Tensor]:
-        """Return the mean update of the deeper blocks of the next larger size in the round before, by tensor."""
+        """Return the mean update of the deeper blocks of the nearest larger size in the round before, by tensor."""
         deepest = {key: max(sums, default=-1) for key, (_, sums) in self._before.items() if key[0] == model}
         larger = [(number, key) for key, number in deepest.items() if number > last]
         if not larger:
