@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hetfl.aggregators.holder_mean import frozen_zeros
 from hetfl.aggregators.order import Ranks, middle_mean, middle_means
 from hetfl.aggregators.robust import Step, clipped
 from hetfl.aggregators.stacks import Stack, stacks
@@ -56,15 +57,16 @@ class Entrywise:
 
     def combine(self, tensors: Mapping[str, Tensor], waiting: Sequence[Waiting]) -> Step:
         """Return the step and the holders of every tensor; see :meth:`RobustAggregator.combine`."""
-        steps = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        held = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        frozen = frozen_zeros(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+        steps, held = ({name: torch.zeros_like(tensor) for name, tensor in tensors.items()} for _ in range(2))
         factors = cache(lambda: clipped(waiting))
         for stack in stacks(waiting, tensors):
             step_W, count_W = self._of_stack(stack, self._few(stack, factors))
             for place in stack.places:
                 place.put(steps, step_W)
                 place.put(held, count_W)
-        return steps, held
+        return {**steps, **frozen}, {**held, **frozen}
 
     def _of_stack(self, stack: Stack, few_W: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the step and the number of holders of each entry, 0 where the entry keeps its value."""

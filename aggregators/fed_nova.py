@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.holder_mean import frozen_zeros
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.entries import add_holders
 from hetfl.errors import ConfigurationError, RefusedUpdate
@@ -76,7 +77,8 @@ class FedNova(Aggregator):
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
         self._normalised.reset(tensors)
-        self._steps = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        frozen = frozen_zeros(tensors)
+        self._steps = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name not in frozen}
         self._buffers = set()
 
     def update(self, update: Update, index: Index, report: Report) -> None:
@@ -104,6 +106,6 @@ class FedNova(Aggregator):
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return by name the step of every tensor, and the weight of the holders of each entry."""
         steps, holders = self._normalised.compute()
-        for name in steps.keys() - self._buffers:
+        for name in self._steps.keys() - self._buffers:
             steps[name] = steps[name] * self._steps[name] / holders[name].where(holders[name] > 0, 1.0)
         return steps, holders

@@ -64,10 +64,8 @@ class HolderMean(Aggregator):
         return 1.0
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
-        # Frozen parameters get no update: a sum of them would take as much memory as a large base.
-        frozen = {name for name, each in tensors.items() if isinstance(each, nn.Parameter) and not each.requires_grad}
-        self._frozen = {name: tensors[name].new_zeros(()).expand(tensors[name].shape) for name in frozen}
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+        self._frozen = frozen_zeros(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in self._frozen}
         if self._sums is None or not self._sums.fit(tensors):  # reuse vectors: new memory pages are slower
             self._sums = Sums.like(tensors)
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
@@ -138,6 +136,15 @@ class HolderMean(Aggregator):
                 row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
                 torch.div(total[rows], row, out=mean[rows])
         return {**self._means, **self._frozen}, {**holders, **self._frozen}
+
+
+def frozen_zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return by name the steps of frozen parameters, zeros that take no memory.
+
+    Frozen parameters get no update: a sum of them would take as much memory as a large base.
+    """
+    frozen = {name for name, each in tensors.items() if isinstance(each, nn.Parameter) and not each.requires_grad}
+    return {name: tensors[name].new_zeros(()).expand(tensors[name].shape) for name in frozen}
 
 
 def _spread(entries: Sequence[tuple[IndexEntry, float]], like: Tensor) -> Tensor:

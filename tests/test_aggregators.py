@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,15 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hetfl.aggregators import (
     Aggregator,
+    CoordinateMedian,
+    FedNova,
     HolderMean,
     ProductMean,
     QFedAvg,
     SampleMean,
     SelectionMean,
     StackedProducts,
+    TrimmedMean,
     ZeroPadMean,
 )
 from hetfl.aggregators.server_step import server_step
@@ -251,3 +256,31 @@ def test_holders_of_part_of_a_kernel_are_counted_only_there(
     assert len(np.unique(below)) > 3
     expected = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     np.testing.assert_allclose(delta["kernel"].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [HolderMean, FedNova, CoordinateMedian, TrimmedMean])
+def test_frozen_parameters_take_no_memory(make: Callable[[], Aggregator]) -> None:
+    """No operation of a round makes a tensor of the size of the frozen base."""
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+            self.bytes = max([self.bytes, *(each.untyped_storage().nbytes() for each in made)])
+            return result
+
+    tensors = {"w": nn.Parameter(torch.zeros(8)), "base": nn.Parameter(torch.ones(1000, 1000), requires_grad=False)}
+    rule, part, largest = make(), Part({"w": (slice(0, 8),)}), Largest()  # type: ignore[no-untyped-call]
+    with largest:
+        rule.reset(tensors)
+        for client in range(4):
+            report = Report(client, "a", 5, 0.0, lr=0.1, steps=3)
+            rule.update(DenseUpdate(torch.full((8,), client + 1.0)), part, report)
+        steps, holders = rule.compute()
+    assert largest.bytes < 1_000_000
+    assert torch.allclose(steps["w"], torch.tensor(2.5))
+    assert steps["base"].shape == holders["base"].shape == (1000, 1000)
+    assert not steps["base"].any()
+    assert not holders["base"].any()
