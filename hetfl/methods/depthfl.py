@@ -69,6 +69,7 @@ class DepthFL(FederatedModule):
         net: builds the net of a level.
         levels: the levels by name, the deepest first, or budgets; None: depths 4, 3, 2, 1.
         distillation: whether heads learn from each other; the objective's outputs must be one distribution per sample.
+            In texts every position counts, also those that the objective ignores, such as padding.
         ramp_rounds: rounds R until distillation has its full weight.
         deepest_only: train and send only a client's deepest head (InclusiveFL, KDD 2022, without its momentum); it
             excludes distillation. A head is averaged over the clients that trained it. DepthFL's code also averages in

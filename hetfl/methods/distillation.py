@@ -12,6 +12,8 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
     r"""Return the cross-entropy of logits (N, ..., K) with the distribution of a teacher's logits, which is constant.
 
     .. math:: -\frac{1}{N} \sum_n \sum_c \mathrm{softmax}(t_n)_c \log \mathrm{softmax}(z_n)_c
+
+    The mean is over all positions, also over those whose targets an objective ignores.
     """
     return -(teacher.detach().softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 

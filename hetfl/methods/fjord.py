@@ -42,6 +42,7 @@ class FjORD(FederatedModule):
         net: builds the net of a level.
         levels: the levels by name, the widest first, or budgets; None: widths 1, 0.8, 0.6, 0.4, 0.2.
         distillation: whether the whole net teaches the drawn width; the objective's outputs must be one distribution.
+            In texts every position counts, also those that the objective ignores, such as padding.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
 
     Raises:

@@ -52,7 +52,8 @@ class ScaleFL(FederatedModule):
     Args:
         net: builds the net of a level, with a width and a depth, such as :class:`~hetfl.models.MultiExitConvNet`.
         levels: the levels by name, the largest first, or budgets; None: depths 4 to 1 of widths 1, 0.75, 0.7, 0.7.
-        distillation: the weight :math:`\gamma`; 0: no distillation.
+        distillation: the weight :math:`\gamma`; 0: no distillation. In texts every position counts, also those that the
+            objective ignores, such as padding.
         temperature: T.
         first_round: the first round with distillation, from 0; the paper has a quarter of all rounds.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
