@@ -14,7 +14,16 @@ from torch import nn
 from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, HuntedMask, PersonalMask, RankedMask, VotedMask
+from hetfl.parts import (
+    ClientImportance,
+    DynamicMask,
+    GreedyMask,
+    HuntedMask,
+    PersonalMask,
+    RankedMask,
+    RewoundMask,
+    VotedMask,
+)
 from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
 from hetfl.parts.mask_rule import MaskRule, weights_of
 from hetfl.piece import Facts
@@ -168,6 +177,53 @@ def test_facts_that_do_not_fit_the_rule_are_refused(rule: MaskRule, facts: dict[
     met(rule, [[4, 3, 2, 1]])
 
 
+def test_movement_is_from_the_values_that_the_run_began_with() -> None:
+    """They are not those that the seed draws, as in a run that begins with loaded weights."""
+    rule, again = (met(RankedMask(Movement()), [[4, 3, 2, 1]]) for _ in range(2))
+    rule.begin()
+    again.load_state_dict(rule.state_dict())
+    for each in (rule, again):
+        each.begin_round(0, 0.1)
+        each.models[0].get_parameter("weight").data.copy_(torch.tensor([[4.0, 3.1, 2.2, 1.5]]))
+        each.end_round(0)
+        assert each.mask["weight"].flatten().tolist() == [False, False, True, True]
+    older = met(RankedMask(Movement()), [[4, 3, 2, 1]])
+    older.load_state_dict({"masks": rule.state_dict()["masks"]})  # of an earlier version, with drawn values
+    assert torch.equal(older.state_dict()["start"]["weight"], weights_of(older.levels.draw())["weight"])
+    assert "start" not in rule.evaluation_state()
+
+
+class Asked:
+    """A probe of clients of two global models, whose answer is 1."""
+
+    def model(self, client: int) -> int:
+        return client % 2
+
+    def level(self, client: int) -> str:
+        return "b"
+
+    def answers(self, clients: Sequence[int], question: object) -> dict[int, torch.Tensor]:
+        return {client: torch.ones(1, dtype=torch.float64) for client in clients}
+
+
+def test_a_client_goes_back_to_the_first_values_of_its_own_global_model() -> None:
+    values = [[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]
+    rule, again = (met(RewoundMask(accuracy=0.0), values, held_out=[1] * 4) for _ in range(2))
+    rule.begin_round(0, 0.1)
+    for net in rule.models:
+        net.get_parameter("weight").data.fill_(9.0)
+    rule.consult(0, [0, 1], Asked())
+    again.load_state_dict(rule.state_dict())
+    for each in (rule, again):
+        firsts = [each.first_values(client) for client in range(3)]
+        assert [first and first["weight"].flatten().tolist() for first in firsts] == [*values, None]
+    state = {name: value for name, value in rule.state_dict().items() if name != "first"}
+    again.load_state_dict({**state, "rewound": [1]})  # of an earlier version
+    first, drawn = again.first_values(1), weights_of(again.levels.draw())
+    assert first is not None
+    assert torch.equal(first["weight"], drawn["weight"])
+
+
 def test_seconds_count_every_epoch() -> None:
     assert [met(RankedMask(), [[4, 3, 2, 1]], epochs=E).samples_of_client for E in (1, 5)] == [1.0, 5.0]
 
@@ -219,6 +275,30 @@ def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:
     check(fit, RankedMask(Movement(), every=2), 4, moved("start"))
     check(fit, RankedMask(Movement("round"), every=2), 4, moved("round"))
     check(fit, RankedMask(SquaredTaylor()), 3, taylor)
+
+
+def test_erased_entries_began_at_zero_as_in_numpy(fit: Fit) -> None:
+    """An entry that was erased has not moved, and does not take the place of one that was trained."""
+
+    def erased(complement: bool) -> Callable[[Tensors, Tensors, Clients], tuple[Tensors, Tensors]]:
+        def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+            theta = start = masked(theta, mask)
+            everything = {name: np.ones_like(mask[name]) for name in WEIGHTS}
+            for _ in range(4):
+                if complement:
+                    mean = clients.mean(clients.results(theta, [everything] * 4))
+                    theta = {name: np.where(mask.get(name, 0.0), theta[name], mean[name]) for name in theta}
+                else:
+                    theta = clients.round(theta, [mask] * 4)
+                mask = per_layer({name: abs(theta[name] - start[name]) for name in WEIGHTS})
+                theta, start = masked(theta, mask), masked(start, mask)
+            return theta, mask
+
+        return play
+
+    check(fit, RankedMask(Movement(), erase=True), 4, erased(False))
+    _, first, last = check(fit, RankedMask(Movement(), complement=True), 4, erased(True))
+    assert any((first[name] != last[name]).any() for name in WEIGHTS)
 
 
 def test_a_gradient_says_which_entries_were_sent() -> None:

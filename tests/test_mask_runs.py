@@ -46,6 +46,7 @@ SPARSE = {"a": Level("a"), "b": Level("b", density=0.3)}
 RULES: dict[str, Callable[[], PartRule]] = {
     "taylor": lambda: RankedMask(SquaredTaylor()),
     "movement": lambda: RankedMask(Movement("round"), "erk", every=2),
+    "moved": lambda: RankedMask(Movement(), complement=True),
     "purge": lambda: RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True),
     "complement": lambda: RankedMask(complement=True),
     "random": lambda: DynamicMask(RandomGrowth(), every=1),

@@ -128,7 +128,8 @@ def test_what_the_other_rule_declares_is_passed_on() -> None:
     }
     rewound = RewoundMask()
     small_module(parts=rule_of(rewound), levels={"a": Level("a"), "b": Level("b", density=0.3)})
-    rewound._rewound.add(3)
+    rewound.begin_round(0, 0.1)
+    rewound._rewound[3] = 0
     values = rule_of(rewound).first_values(3)
     assert values is not None
     assert values.keys() == parameters_of(ConvNet(hidden=(8, 16))).keys()

@@ -155,6 +155,7 @@ def test_nets_for_tokens_fulfil_the_contract(net: Any) -> None:
 def test_channels_are_ranked_at_the_beginning_of_a_round_if_that_is_due(criterion: Criterion) -> None:
     rule = ready(ScoredChannels(criterion, refresh_every=2), partial(ConvNet, hidden=(8, 16)), images(1, 8), 0.25)
     weight = rule.levels.net.get_parameter("blocks.0.conv.weight")
+    weight.data.mul_(2.0)  # a run may begin with loaded weights
     drawn, held, values = torch.Generator().manual_seed(1), [], [weight.detach().clone()]
     for round in range(7):
         rule.begin_round(round, 0.1)

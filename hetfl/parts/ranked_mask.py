@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,12 +11,11 @@ from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts.mask_rule import MaskRule
+from hetfl.parts.mask_rule import MaskRule, weights_of
 from hetfl.pruning.criteria import Criterion, Magnitude
 from hetfl.pruning.densities import Scope, best, density_of
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.schedules import DensitySchedule
-from hetfl.submodel import parameters_of
 
 
 class RankedMask(MaskRule):
@@ -33,7 +32,8 @@ class RankedMask(MaskRule):
         schedule: density over the rounds; None: constant.
         every: rounds between two rankings; 0: no ranking after the first.
         shrink: whether a pruned entry stays pruned.
-        erase: whether the global model's entries outside of the largest mask become zero.
+        erase: whether the global model's entries outside of the largest mask become zero. For the criterion they then
+            began at zero.
         complement: whether clients begin with the entries of the mask, train all entries, and send those of the weights
             that are outside of it. Entries in the mask then keep their values. While the mask has all entries, clients
             send all. It implies ``erase``.
@@ -67,6 +67,7 @@ class RankedMask(MaskRule):
         self.open_ended = self.schedule.open_ended
         self.asks_gradients = self.criterion.needs_gradients
         self._before: dict[str, Tensor] = {}  # the weights before the round's step
+        self._start: dict[str, Tensor] = {}  # those at the start of the run, if the criterion needs them
 
     def meet(self, levels: LevelSet, seed: int) -> None:
         """Set the levels and the seed.
@@ -83,9 +84,16 @@ class RankedMask(MaskRule):
         return self._ranked(criterion.scores(self.evidence(seed=self.random_seed(-1))), 0)
 
     def begin(self) -> None:
-        """Set the entries outside of the largest mask to zero, if they are to be erased."""
+        """Note the values at the start, if the criterion needs them; erase the entries outside of the largest mask."""
+        if self.criterion.needs_history and not self._start:
+            self._start = {name: weight.clone() for name, weight in self.weights.items()}
         if self.erase:
             self.clear_pruned()
+
+    def clear_pruned(self) -> None:
+        """Set the weights outside of the largest mask to zero, and their values at the start, too."""
+        super().clear_pruned()
+        self._start = {n: each.masked_fill(~self.mask[n].to(each.device), 0.0) for n, each in self._start.items()}
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the part, or the entries outside of its mask and all entries of other tensors than weights."""
@@ -133,11 +141,22 @@ class RankedMask(MaskRule):
             asked = self.asked
             known |= {"gradients": asked.means, "squares": asked.squares, "seconds": self.seconds()}
         if self.criterion.needs_history:
-            start = {name: each.detach() for name, each in parameters_of(self.levels.draw()).items()}
-            known |= {"last": self._before, "start": {name: start[name].to(w) for name, w in self.weights.items()}}
+            start = {name: self._start[name].to(weight) for name, weight in self.weights.items()}
+            known |= {"last": self._before, "start": start}
         return self.criterion.scores(self.evidence(**known))
 
     def _ranked(self, scores: dict[str, Tensor], round: int) -> dict[float, dict[str, Tensor]]:
         """Return the masks by density of the levels, for a round."""
         now = {final: self.schedule.density(final, round, self.rounds) for final in self.sparse}
         return {final: best(scores, self.scope, density) for final, density in now.items()}
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {**super().state_dict(), "start": self._start}
+
+    def evaluation_state(self) -> dict[str, Any]:  # noqa: D102
+        return super().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state)
+        if self.criterion.needs_history:  # older checkpoints are of runs that began with the drawn values
+            self._start = dict(state["start"] if "start" in state else weights_of(self.levels.draw()))

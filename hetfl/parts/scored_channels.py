@@ -67,6 +67,7 @@ class ScoredChannels(PartRule):
         self._parts: dict[str, Part] = {}
         self._tensors: Mapping[str, Tensor] = {}
         self._last: Tensors = {}  # the weights at the beginning of the last round, if the criterion needs them
+        self._start: Tensors = {}  # those at the beginning of the first round, likewise
         self._samples = 0.0
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
@@ -106,12 +107,12 @@ class ScoredChannels(PartRule):
         self._of_round = True
         if self.criterion.needs_history:
             self._last = {name: weight.clone() for name, weight in self._weights.items()}
+            self._start = self._start or self._last
 
     def _history(self) -> dict[str, Any]:
         if not self.criterion.needs_history:
             return {}
-        start = dict(self.levels.draw().named_parameters())
-        return {"last": self._last, "start": {name: start[name].detach().to(w) for name, w in self._weights.items()}}
+        return {"last": self._last, "start": {name: self._start[name].to(w) for name, w in self._weights.items()}}
 
     def _first(self) -> list[Tensor]:
         """Return the rankings of the initial model."""
@@ -169,7 +170,8 @@ class ScoredChannels(PartRule):
         return Part({name: tuple(entry) for name, entry in entries.items()}) if chosen else block
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {**self.evaluation_state(), "coming": self._coming, "last": dict(self._last)}
+        of_round = {"coming": self._coming, "last": dict(self._last), "start": dict(self._start)}
+        return {**self.evaluation_state(), **of_round}
 
     def evaluation_state(self) -> dict[str, Any]:  # noqa: D102
         groups = [[g.size, [[m.tensor, m.dim, m.block, m.reads] for m in g.members]] for g in self._groups or ()]
@@ -180,6 +182,9 @@ class ScoredChannels(PartRule):
         self._groups, self._parts = groups or None, {}
         self._rankings, self._of_round = state["rankings"], state["of_round"]
         self._coming, self._last = state.get("coming"), dict(state.get("last", {}))
+        if self.criterion.needs_history:  # older checkpoints are of runs that began with the drawn values
+            drawn = state["start"] if "start" in state else dict(self.levels.draw().named_parameters())
+            self._start = {name: each.detach() for name, each in drawn.items()}
 
 
 def _shortest(positions: Tensor) -> slice | Tensor:
