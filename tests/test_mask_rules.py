@@ -194,7 +194,7 @@ def test_movement_is_from_the_values_that_the_run_began_with() -> None:
 
 
 class Asked:
-    """A probe of clients of two global models, whose answer is 1."""
+    """A probe of clients of two global models, whose answer is 1 and whose gradient is (1, 1, 1, 2)."""
 
     def model(self, client: int) -> int:
         return client % 2
@@ -204,6 +204,10 @@ class Asked:
 
     def answers(self, clients: Sequence[int], question: object) -> dict[int, torch.Tensor]:
         return {client: torch.ones(1, dtype=torch.float64) for client in clients}
+
+    def gradients(self, clients: Sequence[int], request: GradientRequest) -> list[ClientGradient]:
+        part = Part({"weight": (slice(0, 1), slice(0, 4))})
+        return [ClientGradient(client, 1, part, DenseUpdate(torch.tensor([1.0, 1, 1, 2]))) for client in clients]
 
 
 def test_a_client_goes_back_to_the_first_values_of_its_own_global_model() -> None:
@@ -222,6 +226,14 @@ def test_a_client_goes_back_to_the_first_values_of_its_own_global_model() -> Non
     first, drawn = again.first_values(1), weights_of(again.levels.draw())
     assert first is not None
     assert torch.equal(first["weight"], drawn["weight"])
+
+
+def test_a_client_of_feddst_drops_the_smallest_values_of_its_own_global_model() -> None:
+    models = [{"weight": torch.tensor([each])} for each in ([4.0, 3.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0])]
+    mask, grow = {"weight": torch.tensor([[True, True, False, False]])}, ByClients()
+    grow.consult(Exchange(0, 0, mask, {"weight": 1}, lambda: models[0], lambda: models), [0, 1], Asked())
+    held = [grow.of_client(client) for client in (0, 1)]
+    assert [each and each["weight"].int().tolist() for each in held] == [[[1, 0, 0, 1]], [[0, 1, 0, 1]]]
 
 
 def test_seconds_count_every_epoch() -> None:

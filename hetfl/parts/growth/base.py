@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hetfl.layout import Index
-from hetfl.parts.base import GradientProbe
+from hetfl.parts.base import AskingProbe
 from hetfl.piece import described, settings_of
 from hetfl.pruning.densities import Masks, largest
 from hetfl.types import Report
@@ -38,19 +38,21 @@ class Exchange:
     weights: Callable[[], Mapping[str, Tensor]]
     copies: Callable[[], Sequence[Mapping[str, Tensor]]]
 
-    def applied(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def applied(self, scores: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the mask without its smallest weights, and with the best-scored entries outside of it.
 
         An entry is grown only if its score is above 0. If there are too few of them, as many fewer are dropped.
 
         Args:
             scores: of the entries of each weight.
+            values: of the weights; None: the present ones.
         """
-        masks = {}
+        values, masks = self.weights() if values is None else values, {}
         for name, mask in self.mask.items():
             score = scores[name].cpu().masked_fill(mask, 0.0)
             count = min(self.counts[name], int((score > 0).count_nonzero()))
-            masks[name] = self.strongest(name, mask, self.held(name) - count) | largest(score, count)
+            kept = self.strongest(name, mask, self.held(name) - count, values[name])
+            masks[name] = kept | largest(score, count)
         return masks
 
     def held(self, name: str) -> int:
@@ -89,7 +91,7 @@ class Growth(ABC):
     def __init__(self, samples: int | None = None) -> None:
         self.samples = samples
 
-    def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:
+    def consult(self, exchange: Exchange, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Ask the cohort, before the parts of the round are drawn; by default nothing is asked.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hetfl.layout import Index
-from hetfl.parts.base import GradientProbe
+from hetfl.parts.base import AskingProbe
 from hetfl.parts.growth.base import Exchange, Growth
 from hetfl.pruning.densities import Masks
 from hetfl.pruning.gradients import GradientRequest
@@ -32,11 +32,11 @@ class ByClients(Growth):
         self._masks: dict[int, Masks] = {}
         self._present: list[Masks] = []
 
-    def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
-        self._masks, self._present = {}, []
+    def consult(self, exchange: Exchange, cohort: Sequence[int], probe: AskingProbe) -> None:  # noqa: D102
+        self._masks, self._present, models = {}, [], exchange.copies()
         for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples, values=False)):
             sizes = {name: gradient.abs() for name, gradient in answer.tensors().items()}
-            self._masks[answer.client] = exchange.applied(sizes)
+            self._masks[answer.client] = exchange.applied(sizes, models[probe.model(answer.client)])
 
     def of_client(self, client: int) -> Masks | None:  # noqa: D102
         return self._masks.get(client)

@@ -58,7 +58,7 @@ class OwnMasks(Growth):
         if scores is not None:
             values = client_values(self._begun[report.model], update, index)
             mask = self._masks.get(report.client, exchange.mask)
-            self._masks[report.client] = replace(exchange, mask=mask, weights=lambda: values).applied(scores)
+            self._masks[report.client] = replace(exchange, mask=mask).applied(scores, values)
 
     def chosen(self, exchange: Exchange) -> Masks:  # noqa: D102
         return exchange.mask
