@@ -236,6 +236,17 @@ def test_a_client_of_feddst_drops_the_smallest_values_of_its_own_global_model() 
     assert [each and each["weight"].int().tolist() for each in held] == [[[1, 0, 0, 1]], [[0, 1, 0, 1]]]
 
 
+def test_pruned_entries_do_not_return_in_a_run_that_gets_further_rounds() -> None:
+    """The cubic schedule of 8 rounds has density 0.71 after the second, and that of 2 rounds 0.5."""
+    short, long = (met(RankedMask(schedule=Cubic(begin=0), shrink=True), [[4, 3, 2, 1]], rounds=n) for n in (2, 8))
+    short.end_round(0)
+    short.end_round(1)
+    assert short.mask["weight"].flatten().tolist() == [True, True, False, False]
+    long.load_state_dict(short.state_dict())
+    long.end_round(1)
+    assert long.mask["weight"].flatten().tolist() == [True, True, False, False]
+
+
 def test_seconds_count_every_epoch() -> None:
     assert [met(RankedMask(), [[4, 3, 2, 1]], epochs=E).samples_of_client for E in (1, 5)] == [1.0, 5.0]
 

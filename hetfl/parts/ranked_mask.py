@@ -121,11 +121,11 @@ class RankedMask(MaskRule):
 
     def end_round(self, round: int) -> None:  # noqa: D102
         if self.due(round) and (not self.asks_gradients or (self.asked is not None and self.asked.samples)):
-            scores = self._scores(round)
-            if self.shrink:  # the largest mask has all entries that any level may still hold
-                held = self.mask
-                scores = {name: score.masked_fill(~held[name].to(score.device), -1.0) for name, score in scores.items()}
-            self.hold(self._ranked(scores, round + 1))
+            # the largest mask has all entries that any level may still hold
+            scores, may = self._scores(round), self.mask if self.shrink else self.whole()
+            scores = {name: score.masked_fill(~may[name].to(score.device), -1.0) for name, score in scores.items()}
+            ranked = self._ranked(scores, round + 1)  # a run with further rounds may have larger densities again
+            self.hold({density: {n: mask & may[n] for n, mask in masks.items()} for density, masks in ranked.items()})
         if self.erase:
             self.clear_pruned()
 
