@@ -247,6 +247,18 @@ def test_pruned_entries_do_not_return_in_a_run_that_gets_further_rounds() -> Non
     assert long.mask["weight"].flatten().tolist() == [True, True, False, False]
 
 
+def test_an_evaluation_before_a_run_does_not_choose_its_first_masks() -> None:
+    rule = met(RankedMask(schedule=Cubic(begin=0)), [[4, 3, 2, 1]], rounds=None)
+    assert rule.mask["weight"].sum() == 2
+    rule.setup(Facts(sizes=[1] * 4, rounds=4))
+    assert rule.mask["weight"].sum() == 4
+    rule.end_round(3)
+    for loaded in (met(RankedMask(schedule=Cubic(begin=0)), [[1, 2, 3, 4]], rounds=None), rule):
+        loaded.load_state_dict(rule.state_dict())
+        loaded.setup(Facts(sizes=[1] * 4, rounds=4))
+        assert loaded.mask["weight"].flatten().tolist() == [True, True, False, False]
+
+
 def test_seconds_count_every_epoch() -> None:
     assert [met(RankedMask(), [[4, 3, 2, 1]], epochs=E).samples_of_client for E in (1, 5)] == [1.0, 5.0]
 

@@ -79,6 +79,7 @@ class MaskRule(PartRule):
                 )
         self.rounds, self.samples_of_client = 0, 0.0
         self._held: dict[float, dict[str, Tensor]] = {}  # by density of a level
+        self._provisional = True  # whether these were made without a run, by which masks may depend on its last round
         self._parts: dict[str, Part] = {}
         self.models: nn.ModuleList | list[nn.Module] = [levels.net]
         self._cleared = False  # whether pruned entries were zero at the end of the last round
@@ -114,8 +115,9 @@ class MaskRule(PartRule):
         self.models = facts.models if len(facts.models) else self.models
         self.rounds = facts.rounds or self.rounds
         self.samples_of_client = facts.epochs * sum(facts.sizes) / max(1, facts.num_clients)
-        if not self._held:
+        if self._provisional:
             self.hold(self.first_masks())
+            self._provisional = facts.rounds is None
 
     def begin_round(self, round: int, lr: float) -> None:
         """Set the pruned entries of new models to zero, if those of all models were zero at the end of the round."""
@@ -208,6 +210,7 @@ class MaskRule(PartRule):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self.hold({density: unpacked(bits, self.shapes) for density, bits in state["masks"]})
         self._cleared = bool(state.get("cleared", False))  # older checkpoints are of one model
+        self._provisional = False
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
