@@ -43,6 +43,7 @@ from tests.conftest import small_data, small_module
 
 Fit = Callable[..., Trainer]
 SPARSE = {"a": Level("a"), "b": Level("b", density=0.3)}
+EMPTY = {"a": Level("a"), "b": Level("b", density=1e-4)}
 RULES: dict[str, Callable[[], PartRule]] = {
     "taylor": lambda: RankedMask(SquaredTaylor()),
     "movement": lambda: RankedMask(Movement("round"), "erk", every=2),
@@ -221,7 +222,11 @@ def test_parts_that_depend_on_the_weights_cannot_be_replayed(fit: Fit) -> None:
             {**SPARSE, "c": Level("c", density=0.1)},
             r"one density below 1 with complement but got \[0.3, 0.1\]",
         ),
-        (lambda: DynamicMask(scope="layer"), {"a": Level("a"), "b": Level("b", density=1e-4)}, "leaves none of the"),
+        (lambda: DynamicMask(scope="layer"), EMPTY, r"leaves none of the .* \(level b\)"),
+        (lambda: RankedMask(schedule=Cubic()), EMPTY, r"leaves none of the .* \(level b\)"),
+        (VotedMask, EMPTY, r"which leaves 0 entries for 3 layers \(level b\)"),
+        (PersonalMask, EMPTY, r"leaves none of the .* \(level b\)"),
+        (RewoundMask, EMPTY, r"leaves none of the .* \(level b\)"),
     ],
 )
 def test_levels_that_do_not_fit_the_rule_are_refused(

@@ -46,6 +46,7 @@ class ClientImportance(MaskRule):
         self, criterion: Criterion | None = None, scope: Scope = "layer", every: int = 10, samples: int | None = None
     ) -> None:
         self.criterion, self.scope = criterion or SquaredTaylor(), choice("scope", scope, Scope)
+        self._scope = self.scope
         self.every, self.samples = every, samples
         if every < 1:
             raise ConfigurationError(f"Expected every of at least 1 round but got {every}")

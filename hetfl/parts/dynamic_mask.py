@@ -69,6 +69,7 @@ class DynamicMask(MaskRule):
                 f"Expected a first criterion of initial weights, for every entry, but got {first.describe()}"
             )
         self.grow, self.scope, self.first = grow or ByServer(), choice("scope", scope, Scope), first or RandomScore()
+        self._scope = self.scope
         self.share, self.every, self.until, self.anneal = share, every, until, anneal
         self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
         self.follows_clients, self.open_ended = self.grow.follows_clients, until is not None

@@ -61,6 +61,7 @@ class GreedyMask(MaskRule):
                 f"{every}, {fixed_seconds}, {half_life}, {candidates}"
             )
         self.every, self.scope, self.asks_gradients = every, choice("scope", scope, Scope), True
+        self._scope = self.scope
         self.fixed_seconds, self.candidates, self.half_life = fixed_seconds, candidates, half_life
         self.device = device or Device()
 

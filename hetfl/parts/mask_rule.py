@@ -17,7 +17,7 @@ from hetfl.parts.base import NOBODY, AskingProbe, PartRule, mean_gradients
 from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.criteria import Evidence
-from hetfl.pruning.densities import Masks, packed, unpacked
+from hetfl.pruning.densities import Masks, Scope, check_density, packed, unpacked
 from hetfl.pruning.gradients import GradientRequest, MeanGradients
 from hetfl.seeding import derive
 from hetfl.submodel import parameters_of, take
@@ -51,6 +51,8 @@ class MaskRule(PartRule):
     """Whether the rule works in a run without a last round."""
     device = Device()
     """The device whose seconds criteria may use."""
+    _scope: Scope | None = None
+    """Where entries compete for the masks of a level's density; None: no mask is chosen by a density."""
 
     def meet(self, levels: LevelSet, seed: int) -> None:
         """Set the levels and the seed.
@@ -95,13 +97,23 @@ class MaskRule(PartRule):
         """The shapes of the weights, by name."""
         return {name: weight.shape for name, weight in self.weights.items()}
 
+    def _check_densities(self) -> None:
+        for name, level in self.levels.items():
+            try:
+                if self._scope is not None:
+                    check_density(self._scope, self.shapes, level.density)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{error} (level {name})") from None
+
     def setup(self, facts: Facts) -> None:
         """Set the facts, and make the first masks.
 
         Raises:
-            ConfigurationError: the rule needs the last round of a run that has none; or its masks follow the values of
-                clients, and a weight is a personal tensor, which the server does not know.
+            ConfigurationError: the density of a level would leave no entry of a weight; the rule needs the last round
+                of a run that has none; or its masks follow the values of clients, and a weight is a personal tensor,
+                which the server does not know.
         """
+        self._check_densities()
         if facts.rounds is not None and facts.rounds < 0 and not self.open_ended:
             raise ConfigurationError(
                 f"Expected until, or trainer.max_epochs, for {type(self).__name__}, which otherwise ends its schedule "

@@ -82,7 +82,7 @@ class PersonalMask(MaskRule):
                 f"Expected channels in [0, 1) and accuracy in [0, 1] or null but got {channels}, {accuracy}"
             )
         self.step, self.loss, self.distance, self.accuracy, self.channels = step, loss, distance, accuracy, channels
-        self.asks_clients = accuracy is not None
+        self.asks_clients, self._scope = accuracy is not None, None if channels else "layer"
         self._masks, self._cut, self._holding_out = ClientMasks(), ClientMasks(), frozenset[int]()
         self._steps: dict[int, int] = {}
         self._begun: list[dict[str, Tensor]] = []  # by model

@@ -58,6 +58,7 @@ class RankedMask(MaskRule):
         if every < 0:
             raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
         self.criterion, self.scope, self.every = criterion or Magnitude(), choice("scope", scope, Scope), every
+        self._scope = self.scope
         if self.criterion.of_norms:
             raise ConfigurationError(f"Expected a criterion for every entry but got {self.criterion.describe()}")
         if complement and shrink:

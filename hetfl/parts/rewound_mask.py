@@ -52,6 +52,7 @@ class RewoundMask(MaskRule):
     asks_clients = True
 
     several_densities: ClassVar[bool] = True
+    _scope = "layer"
 
     def __init__(self, step: float = 0.2, accuracy: float = 0.2) -> None:
         if not 0.0 < step < 1.0 or not 0.0 <= accuracy <= 1.0:

@@ -48,6 +48,7 @@ class VotedMask(MaskRule):
         if every < 1:
             raise ConfigurationError(f"Expected every of at least 1 round for VotedMask but got {every}")
         self.scope, self.schedule, self.every = choice("scope", scope, Scope), schedule or DensitySchedule(), every
+        self._scope = self.scope
         self._begun: list[dict[str, Tensor]] = []  # by model
         self._votes: dict[str, Tensor] = {}
         self._density, self._voters, self.open_ended = 1.0, 0, self.schedule.open_ended

@@ -85,6 +85,28 @@ def layer_counts(scope: Scope, shapes: Mapping[str, Sequence[int]], density: flo
     return counts
 
 
+def check_density(scope: Scope, shapes: Mapping[str, Sequence[int]], density: float) -> None:
+    """Refuse a density at which masks of the best scores would have no entry of a tensor.
+
+    Args:
+        scope: where entries compete.
+        shapes: of the tensors, by name.
+        density: of all tensors together, in (0, 1].
+
+    Raises:
+        ConfigurationError: no entry of a tensor would stay.
+    """
+    if scope != "global":
+        layer_counts(scope, shapes, density)
+        return
+    count = round(density * sum(torch.Size(shape).numel() for shape in shapes.values()))
+    if count < len(shapes):
+        raise ConfigurationError(
+            f"Expected a density that leaves an entry of every layer but got {density:g}, which leaves {count} entries "
+            f"for {len(shapes)} layers"
+        )
+
+
 def density_of(masks: Masks) -> float:
     """Return the share of held entries of all tensors together."""
     return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())
@@ -119,17 +141,14 @@ def best(scores: Mapping[str, Tensor], scope: Scope, density: float) -> dict[str
     Raises:
         ConfigurationError: no entry of a tensor would stay.
     """
+    shapes = {name: each.shape for name, each in scores.items()}
     if scope != "global":
-        counts = layer_counts(scope, {name: each.shape for name, each in scores.items()}, density)
+        counts = layer_counts(scope, shapes, density)
         return {name: largest(each, counts[name]) for name, each in scores.items()}
+    check_density(scope, shapes, density)
     flat = torch.cat([each.flatten() for each in scores.values()])
     sizes = [each.numel() for each in scores.values()]
     count = round(density * flat.numel())
-    if count < len(sizes):
-        raise ConfigurationError(
-            f"Expected a density that leaves an entry of every layer but got {density:g}, which leaves {count} entries "
-            f"for {len(sizes)} layers"
-        )
     first = torch.cat([largest(each, 1).flatten() for each in scores.values()])
     rest = torch.where(first.to(flat.device), torch.full_like(flat, -torch.inf), flat)
     mask = first | largest(rest, count - len(sizes))
