@@ -20,13 +20,14 @@ from hetfl.analysis.holders import holders
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
+from hetfl.fleet import Device
 from hetfl.local import Sequential, Stacked
 from hetfl.models import LSTM, ConvNet, PreActResNet, Transformer
 from hetfl.part import only
 from hetfl.parts import NOBODY, PartRule, ScoredChannels
 from hetfl.piece import Facts
 from hetfl.pruning.channels import Group, Member, channel_scores, ranking
-from hetfl.pruning.criteria import Criterion, GradientPerTime, Movement, NormScale, RandomScore, Taylor
+from hetfl.pruning.criteria import Criterion, Evidence, GradientPerTime, Movement, NormScale, RandomScore, Taylor
 from hetfl.pruning.gradients import ClientGradient, GradientRequest
 from hetfl.question import Question
 from hetfl.submodel import parameters_of
@@ -215,6 +216,26 @@ def test_gradients_of_a_round_rank_the_channels_of_the_next_that_is_due() -> Non
     by_size, by_taylor = weight.abs().sum((1, 2, 3)), (weight * mean).abs().sum((1, 2, 3))
     assert held[0] == held[1] == sorted(by_size.argsort(descending=True)[:8].tolist())
     assert held[2] == sorted(by_taylor.argsort(descending=True)[:8].tolist()) != held[1]
+
+
+class Timed(GradientPerTime):
+    """Notes the seconds of the entries."""
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        self.seconds = evidence.seconds
+        return super().scores(evidence)
+
+
+def test_seconds_count_every_epoch() -> None:
+    seconds, device, name = [], Device(), "blocks.1.conv.weight"
+    for epochs in (1, 5):
+        criterion = Timed()
+        rule = ready(ScoredChannels(criterion), partial(ConvNet, hidden=(8, 16)), images(1, 8), 0.5)
+        rule.setup(Facts([9, 9], parameters=parameters_of(rule.levels.net), epochs=epochs))
+        rule.levels.flops = {"a": (1e9, 3e9)}
+        rule.consult(0, [0, 1], Answers(rule))
+        seconds.append(criterion.seconds[name] - 4 / device.downlink - 4 / device.uplink)
+    assert seconds[1] == pytest.approx(5 * seconds[0])
 
 
 def scored(criterion: Criterion | None = None, **changes: Any) -> FederatedModule:

@@ -72,7 +72,7 @@ class ScoredChannels(PartRule):
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._tensors = {**facts.parameters, **facts.frozen}
-        self._samples = sum(facts.sizes) / max(1, facts.num_clients)
+        self._samples = facts.epochs * sum(facts.sizes) / max(1, facts.num_clients)
         if not self._of_round:
             self._rankings = None
 
