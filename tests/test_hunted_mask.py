@@ -95,6 +95,13 @@ def test_a_hunter_trains_as_in_numpy() -> None:
     assert answer.tolist() != pytest.approx([float(masks[name].double().mean()) for name in WEIGHTS])
 
 
+def test_a_mask_of_all_entries_is_a_part_without_a_mask() -> None:
+    net = LinearNet()
+    batches = [(torch.rand(4, 6), torch.arange(4) % 3)]
+    view = ClientView(batches, 3, torch.Generator().manual_seed(5), net)
+    assert LayerDensities(2, 2, 0.1, 4, 0.5).answer(view).tolist() == [1.0, 1.0]
+
+
 def moved(theta: Tensors, mask: Tensors, share: float, random: torch.Generator) -> Tensors:
     """Return masks without the smallest values, the largest of each weight apart, and with random new entries."""
     held = np.concatenate([mask[name].flatten() for name in WEIGHTS]) > 0

@@ -178,6 +178,11 @@ def test_factors_of_both_kinds_alternate_in_every_copy() -> None:
     assert sent == [["layer.lora_B", "layer.lora_B@b"], ["layer.lora_A", "layer.lora_A@b"]]
 
 
+def test_factors_do_not_alternate_if_one_is_frozen() -> None:
+    with pytest.raises(ConfigurationError, match=f"trained factors A for AlternatingFactors but got a frozen '{A}'"):
+        AlternatingFactors().setup(Facts(frozen={A: torch.zeros(1)}))
+
+
 def test_frozen_a_makes_the_mean_of_b_that_of_the_products() -> None:
     tensors = drawn(1)
     parts = [leading(tensors, rank, (B, "head.weight")) for rank in (3, 3, 3)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hetfl.errors import ConfigurationError
 from hetfl.factors import A, B
 from hetfl.part import Part, only
 from hetfl.parts.prefix import Prefix
+from hetfl.piece import Facts
 from hetfl.types import COPY
 
 
@@ -16,6 +18,18 @@ class AlternatingFactors(Prefix):
     """
 
     trains_sent = True
+
+    def setup(self, facts: Facts) -> None:
+        """Check the facts.
+
+        Raises:
+            ConfigurationError: the factors A are frozen.
+        """
+        if frozen := [name for name in facts.frozen if name.rpartition(".")[2] == A]:
+            raise ConfigurationError(
+                f"Expected trained factors A for AlternatingFactors but got a frozen {frozen[0]!r}: with A frozen, "
+                "clients train B in every round, which Prefix does"
+            )
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:  # noqa: D102
         rests = A if round % 2 == 0 else B

@@ -59,7 +59,8 @@ class LayerDensities(Question):
     def answer(self, client: ClientView) -> Tensor:  # noqa: D102
         assert client.net is not None, "uses_model"
         parameters = {name: each for name, each in client.net.named_parameters() if each.requires_grad}
-        masks: Masks = {name: client.held[name].cpu() for name, each in parameters.items() if each.dim() > 1}
+        whole = {name: torch.ones_like(each, dtype=torch.bool) for name, each in parameters.items() if each.dim() > 1}
+        masks: Masks = {name: client.held.get(name, mask).cpu() for name, mask in whole.items()}
         samples = list(client.batches)
         for epoch in range(self.epochs):
             for inputs, targets in samples:
