@@ -58,10 +58,12 @@ def refactored(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Args:
         a: the factor A, or several stacked ones, shape (r, in).
         b: the factor B, shape (out, r).
-        rank: the number of rows of the new A; rows beyond the rank of the product are 0.
+        rank: the number of rows of the new A.
 
     Returns:
-        A of shape (rank, in) and B of shape (out, rank), in the dtype of the inputs.
+        A of shape (rank, in) and B of shape (out, rank), in the dtype of the inputs. Rows of A are orthonormal, also
+        those beyond the rank of the product, whose columns of B are 0: factors that are both 0 have no gradient. Only
+        rows beyond the rank that any product of its shape can have are 0.
     """
     left_OQ, upper_QR = torch.linalg.qr(b.double())
     right_IP, lower_PR = torch.linalg.qr(a.double().T)
@@ -72,6 +74,8 @@ def refactored(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     rows_SI = vt_SP[:kept] @ right_IP.T
     signs_S = torch.gather(rows_SI, 1, rows_SI.abs().argmax(1, keepdim=True)).sign().squeeze(1)
     new_a[:kept] = rows_SI * signs_S[:, None]
+    able = min(rank, len(b), a.shape[1])
+    new_a[kept:able] = torch.linalg.qr(new_a[:able].T).Q.T[kept:]  # QR extends orthonormal columns and zeros to a basis
     new_b[:, :kept] = (left_OQ @ u_QS[:, :kept]) * (sigma_S[:kept] * signs_S)
     return new_a.to(a), new_b.to(b)
 

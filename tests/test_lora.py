@@ -50,11 +50,19 @@ def test_new_factors_are_the_best_of_every_rank(rows: int) -> None:
     a = torch.randn(rows, 9, generator=random, dtype=torch.float64)
     b = torch.randn(7, rows, generator=random, dtype=torch.float64)
     new_a, new_b = refactored(a, b, 5)
+    assert torch.allclose(new_a @ new_a.T, torch.eye(5).double(), atol=1e-12)  # where B is 0, B still has a gradient
+    assert not new_b[:, rows:].any()
     u, s, vt = torch.linalg.svd(b @ a)
     for rank in range(1, 6):
         best = u[:, :rank] * s[:rank] @ vt[:rank] if rank <= rows else b @ a
         assert torch.allclose(new_b[:, :rank] @ new_a[:rank], best, atol=1e-12)
     assert not torch.allclose(u[:, :2] * s[:2] @ vt.T[:2], new_b[:, :2] @ new_a[:2], atol=1e-3)  # V for its transpose
+
+
+def test_rows_beyond_the_rank_of_any_product_are_zero() -> None:
+    for shape, ranks_ in (((2, 6), 3), ((2, 3), 3)):
+        new_a, _ = refactored(torch.ones(shape), torch.ones(3, 2), 5)
+        assert new_a.norm(dim=1).tolist() == pytest.approx([1.0] * ranks_ + [0.0] * (5 - ranks_))
 
 
 @pytest.mark.parametrize("kind", NETS)
