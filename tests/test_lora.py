@@ -134,6 +134,17 @@ def test_weights_are_read_strictly_and_cut_to_the_width(tmp_path: Path) -> None:
     for name, tensor in base.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert torch.equal(narrow.state_dict()[name], tensor[tuple(map(slice, narrow.state_dict()[name].shape))])
+    deep = randomised(TEXT())
+    safetensors.torch.save_file(deep.state_dict(), tmp_path / "deep.safetensors")
+    shallow: Any = adapted(net=TEXT, targets=ATTENTION, trainable=[], weights=str(tmp_path / "deep.safetensors"))(
+        depth=1
+    )
+    held = {name: tensor for name, tensor in shallow.net.state_dict().items() if "lora_" not in name}
+    assert held.keys() < deep.state_dict().keys()
+    assert all(torch.equal(deep.state_dict()[name], tensor) for name, tensor in held.items())
+    one = adapted(net=partial(TEXT, layers=1), targets=ATTENTION, weights=str(tmp_path / "deep.safetensors"))
+    with pytest.raises(ConfigurationError, match=r"got 'blocks.1.* in the file, not in the net"):
+        one()
     tensors = dict(base.state_dict())
     tensors["more"] = tensors.pop("classifier.bias")
     safetensors.torch.save_file(tensors, tmp_path / "other.safetensors")

@@ -43,7 +43,7 @@ class LoRA(nn.Module):
             ICLR 2024); None: both are trained.
         trainable: patterns of names of other parameters that are trained whole, such as ``classifier.*``.
         weights: a safetensors file with the weights of the base, such as one of ``hetfl export``; None: those that its
-            constructor makes.
+            constructor makes. At a ``depth`` the file may have further stages.
         width: width ratio of the base, in (0, 1].
         depth: number of stages of the base; None: its default.
         rank: r; None: R.
@@ -78,7 +78,7 @@ class LoRA(nn.Module):
         self.scale = scale_of(choice("scale", scale, Scale), alpha, max_rank, self.rank)
         base = net(width=width) if depth is None else net(width=width, depth=depth)  # type: ignore[call-arg]
         if weights is not None:
-            load_weights(base, weights)
+            load_weights(base, weights, whole=depth is None)
         base.requires_grad_(False)
         self.net, self.freeze = base, freeze
         train_whole(base, trainable)

@@ -14,18 +14,23 @@ from hetfl.errors import ConfigurationError
 from hetfl.models.static_batch_norm import static_layers
 
 
-def load_weights(net: nn.Module, path: str) -> None:
+def load_weights(net: nn.Module, path: str, whole: bool = True) -> None:
     """Load a net's state from a safetensors file; a narrower net gets the leading block of every tensor.
 
-    Every tensor of the net must be in the file, and the file must have no others but the statistics of static batch
-    norm, which ``hetfl export`` adds.
+    Every tensor of the net must be in the file.
+
+    Args:
+        net: the net.
+        path: the file.
+        whole: whether the file must have no other tensors, but the statistics of static batch norm, which
+            ``hetfl export`` adds; a net of another depth than the file's has fewer.
 
     Raises:
         ConfigurationError: the file cannot be read, or names or shapes differ.
     """
     tensors, state = _read(path, _mark(path)), net.state_dict()
     statistics = {f"{name}.{kind}" for name in static_layers(net) for kind in ("mean", "var")}
-    for name in [*state, *tensors]:
+    for name in [*state, *(tensors if whole else ())]:
         if name not in tensors or (name not in state and name not in statistics):
             where, other = ("the file", "the net") if name in tensors else ("the net", "the file")
             raise ConfigurationError(
