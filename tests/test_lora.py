@@ -192,6 +192,28 @@ def test_layers_that_others_read_are_not_adapted() -> None:
         LoRA(lambda width=1.0: Read(), ["attention.out_proj"])
 
 
+@pytest.mark.parametrize("of", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_computed_weights_are_not_adapted(of: Callable[[nn.Module], nn.Module]) -> None:
+    def net(width: float = 1.0) -> nn.Module:
+        return nn.Sequential(of(nn.Linear(3, 3)), nn.Linear(3, 2))
+
+    assert [*adapted_layers(LoRA(net, ["*"]))] == ["net.1"]
+    with pytest.raises(ConfigurationError, match="such as 1, but got '0'"):
+        LoRA(net, ["0"])
+
+
+def test_weights_that_other_layers_have_are_not_adapted() -> None:
+    class Tied(nn.Module):
+        def __init__(self, width: float = 1.0) -> None:
+            super().__init__()
+            self.embedding, self.body, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7)
+            self.head.weight, self.again = self.embedding.weight, self.body
+
+    with pytest.raises(ConfigurationError, match="but got 'head', whose weight is also 'embedding.weight'"):
+        LoRA(Tied, ["*"])
+    assert [*adapted_layers(LoRA(Tied, ["body"]))] == ["net.body"]  # one layer that is used twice is merged as a whole
+
+
 FOLDERS: dict[str, tuple[str, Head, dict[str, Any], list[str], list[str]]] = {
     "DistilBert": (
         "DistilBertForSequenceClassification",

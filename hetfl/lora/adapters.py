@@ -49,10 +49,12 @@ def factor_shapes(net: nn.Module, layer: str, rank: int) -> tuple[tuple[int, ...
     module = net.get_submodule(layer)
     if type(module).__name__ == "NonDynamicallyQuantizableLinear":
         return None  # nn.MultiheadAttention reads its weight, and does not call it
-    if isinstance(module, nn.Linear | nn.Conv2d) or is_transposed(module) or isinstance(module, Projection):
-        shape = net.get_parameter(weight_name(net, layer)).shape
-    else:
+    if not isinstance(module, nn.Linear | nn.Conv2d | Projection) and not is_transposed(module):
         return None
+    owner, _, leaf = weight_name(net, layer).rpartition(".")
+    if (weight := net.get_submodule(owner)._parameters.get(leaf)) is None:
+        return None  # a parametrised weight, as of spectral_norm, is computed from others
+    shape = weight.shape
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
         return None
     if is_transposed(module):
@@ -125,7 +127,8 @@ def chosen_layers(net: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Return the names of the layers that patterns choose, in the order of the net.
 
     Raises:
-        ConfigurationError: a pattern chooses no layer that can have factors.
+        ConfigurationError: a pattern chooses no layer that can have factors, or one whose weight another module has,
+            too: a merged product would change both.
     """
     able = [name for name, _ in net.named_modules() if name and factor_shapes(net, name, 1) is not None]
     for pattern in patterns:
@@ -134,7 +137,19 @@ def chosen_layers(net: nn.Module, patterns: Sequence[str]) -> list[str]:
                 f"Expected targets that match layers of the net, such as {', '.join(able[:3]) or 'none'}, but got "
                 f"{pattern!r}: linear layers, convolutions without groups and projections of hetfl.models can have them"
             )
-    return [name for name in able if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    chosen = [name for name in able if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    names: dict[nn.Parameter, list[str]] = {}
+    for owner, module in net.named_modules():
+        for leaf, each in module.named_parameters(recurse=False):
+            names.setdefault(each, []).append(f"{owner}.{leaf}" if owner else leaf)
+    for layer in chosen:
+        weight = weight_name(net, layer)
+        if others := [name for name in names[net.get_parameter(weight)] if name != weight]:
+            raise ConfigurationError(
+                f"Expected targets whose weights no other layer has but got {layer!r}, whose weight is also "
+                f"{others[0]!r}: name targets without it"
+            )
+    return chosen
 
 
 @torch.no_grad()

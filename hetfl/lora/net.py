@@ -35,7 +35,7 @@ class LoRA(nn.Module):
         net: builds the base; it takes ``width``, and ``depth`` if levels have one.
         targets: patterns of the names of adapted layers, as :mod:`fnmatch` reads them, such as ``*attention.*``. Linear
             layers, convolutions without groups, and the projections ``qkv`` and ``out`` of hetfl's attention can be
-            adapted.
+            adapted, if no other layer has their weight and no parametrisation computes it.
         max_rank: R, the rank of the global model's adapters.
         alpha: α.
         scale: the factor s of the products.
