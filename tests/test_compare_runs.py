@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -20,6 +21,7 @@ from hetfl.compare.main import run_comparison
 from hetfl.compare.plan import Action, PlannedRun
 from hetfl.compare.processes import command, only_one, run_all
 from hetfl.display.runs import RunLine, RunsProgress, in_view, seconds_left
+from hetfl.files import write_whole
 
 TEXT = "seed_everything: 0\ntrainer: {max_epochs: 3}\nfinal_test: true\n"
 WORKS = """
@@ -87,6 +89,26 @@ def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, t
     assert line.endswith(" s, validation accuracy 70.0 %")
     assert "bye" in (tmp_path / "runs/one/seed_0.log").read_text()
     assert [run.mark.is_file() for run in planned] == [False, True, False, False, False, True]
+
+
+def test_a_full_disk_ends_no_other_run(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned, lines = runs(one=WORKS, two=WORKS, three=WORKS)
+    progress, screen = plain(lines)
+    full = (planned[0].mark, planned[1].folder / "config.yaml")
+
+    def write(path: Path, data: bytes) -> None:
+        if path in full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, data)
+
+    monkeypatch.setattr("hetfl.compare.processes.write_whole", write)
+    with only_one(tmp_path) as lock, progress:
+        assert run_all(planned, lines, progress, lock=lock, jobs=3) is None
+    assert [line.state for line in lines] == ["done", "failed", "done"]
+    text = screen.getvalue().splitlines()
+    assert f"{full[0]} not written (No space left on device)" in text
+    (line,) = [line for line in text if line.startswith("two seed 0: failed")]
+    assert line.endswith(f": No space left on device ({full[1]})")
 
 
 @pytest.mark.parametrize(

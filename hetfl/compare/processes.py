@@ -172,8 +172,7 @@ def run_all(
         try:
             while children or (todo and not received):
                 while todo and len(children) < jobs and not received:
-                    children.append(RunProcess(*todo.popleft(), lock, settings))
-                    progress.begin(children[-1].line)
+                    children += _begun(*todo.popleft(), progress, lock, settings)
                 time.sleep(POLL_SECONDS)
                 _pass_on(received, children, progress)
                 children = [child for child in children if not _is_over(child, progress, stopped=bool(received))]
@@ -183,6 +182,18 @@ def run_all(
                 child.process.kill()
                 child.process.wait()
     return received[0] if received else None
+
+
+def _begun(
+    run: PlannedRun, action: Action, line: RunLine, progress: RunsProgress, lock: int, settings: Mapping[str, str]
+) -> list[RunProcess]:
+    """Start the process of a run and return it; return none if that fails, for example because the disk is full."""
+    progress.begin(line)
+    try:
+        return [RunProcess(run, action, line, lock, settings)]
+    except OSError as error:
+        progress.end(line, "failed", f"{error.strerror} ({error.filename})")
+        return []
 
 
 def _pass_on(received: Sequence[int], children: Sequence[RunProcess], progress: RunsProgress) -> None:
@@ -200,7 +211,10 @@ def _is_over(child: RunProcess, progress: RunsProgress, *, stopped: bool) -> boo
     if code is None:
         return False
     if code == 0 and child.line.done:
-        write_whole(child.run.mark, str(child.run.rounds).encode())
+        try:
+            write_whole(child.run.mark, str(child.run.rounds).encode())
+        except OSError as error:
+            progress.print(f"{child.run.mark} not written ({error.strerror})")
         progress.end(child.line, "done")
     elif code and stopped:
         progress.end(child.line, "stopped")
