@@ -49,6 +49,20 @@ def test_a_folder_recreated_by_another_writer_is_detected(tmp_path: Path) -> Non
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", LOCK, "metrics.csv"}
 
 
+def test_rows_wait_while_a_deleted_folder_cannot_be_made(tmp_path: Path) -> None:
+    logger = RunFolder(str(tmp_path))
+    folder = folder_of(logger)
+    logger.log_metrics({"lr": 0.1}, step=0)
+    shutil.rmtree(folder.parent)
+    folder.parent.touch()  # no folder can be made below a file
+    with pytest.warns(UserWarning, match=f"Row 1 of {folder}/metrics.csv not written"):
+        logger.log_metrics({"lr": 0.2}, step=1)
+    folder.parent.unlink()
+    with pytest.warns(UserWarning, match="was deleted"):
+        logger.log_metrics({"lr": 0.3}, step=2)
+    assert (folder / "metrics.csv").read_text() == "step,lr\n1,0.2\n2,0.3\n"
+
+
 class Deleting(Callback):
     """Deletes the run folder at the start of the second round."""
 

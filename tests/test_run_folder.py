@@ -326,6 +326,7 @@ def test_a_folder_to_continue_must_exist(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("epoch,loss\n0,1\n", "Expected the first column of .*metrics.csv to be 'step' but got 'epoch'"),
+        ("\nstep,lr\n", "Expected the first column of .*metrics.csv to be 'step' but got ''"),
         ("step,lr\n0,1\n1\n", "Expected 2 cells, the first a round, in line 3 of .*metrics.csv but got '1'"),
         ("step,lr\nx,1\n", "Expected 2 cells, the first a round, in line 2 of .*metrics.csv but got 'x,1'"),
     ],

@@ -80,6 +80,12 @@ def test_rows_are_whole_after_a_failed_write(tmp_path: Path) -> None:
     assert not (tmp_path / "none.csv").exists()
 
 
+def test_a_header_that_a_failed_write_cut_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "values.csv").write_text("round,cli")
+    append_rows(tmp_path / "values.csv", COLUMNS, [(1, 2, "a", 0.25)])
+    assert (tmp_path / "values.csv").read_text() == "round,client,measure,value\n1,2,a,0.25\n"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -251,8 +251,8 @@ class MetricsFile:
     def _columns_on_disk(self) -> list[str]:
         check_size(self.path, LARGEST_TABLE)
         _, header = next(self._cells(), (1, ["step"]))
-        if header[0] != "step":
-            raise ConfigurationError(f"Expected the first column of {self.path} to be 'step' but got {header[0]!r}")
+        if (first := next(iter(header), "")) != "step":
+            raise ConfigurationError(f"Expected the first column of {self.path} to be 'step' but got {first!r}")
         return header[1:]
 
     def _rows(self) -> Iterator[dict[str, str]]:

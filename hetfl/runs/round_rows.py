@@ -29,10 +29,10 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     Raises:
         OSError: the file cannot be written.
     """
+    if path.exists():
+        _drop_incomplete(path)
     fresh = not path.exists() or not path.stat().st_size
     lines = b"".join(encoded(str(cell) for cell in row) for row in ((columns, *rows) if fresh else rows))
-    if not fresh:
-        _drop_incomplete(path)
     with path.open("ab") as file:
         file.write(lines)
 

@@ -120,7 +120,7 @@ class RunFolder(Logger):
                 self._open().add(*self._waiting[0])
                 del self._waiting[0]
         except OSError as error:
-            path = printable(self._open().path)
+            path = printable(self._open().path if self._metrics is None else self._metrics.path)
             rank_zero_warn(f"Row {step} of {path} not written ({error.strerror}); training goes on")
 
     @rank_zero_only
