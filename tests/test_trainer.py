@@ -106,8 +106,10 @@ def test_ctrl_c_ends_the_script_after_the_round(tmp_path: Path, monkeypatch: pyt
         def on_train_batch_end(self, *args: object) -> None:
             signal.raise_signal(signal.SIGINT)
 
+    trainer = hetfl.Trainer(max_epochs=5, min_epochs=3, min_steps=4, callbacks=[Interrupt()], **CPU)
     with pytest.raises(KeyboardInterrupt):
-        hetfl.Trainer(max_epochs=5, callbacks=[Interrupt()], **CPU).fit(module(), datamodule=digits())
+        trainer.fit(module(), datamodule=digits())
+    assert (trainer.min_epochs, trainer.min_steps) == (3, 4)
     assert len(rows(folder_of(tmp_path))) == 1
     assert (folder_of(tmp_path) / "checkpoints/last.ckpt").is_file()
 

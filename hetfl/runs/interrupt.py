@@ -25,6 +25,7 @@ class StopAtRoundEnd(Callback):
         super().__init__()
         self.signal: int | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._least: tuple[int | None, int | None] | None = None  # the trainer's min_epochs and min_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers."""
@@ -34,23 +35,24 @@ class StopAtRoundEnd(Callback):
                 sys.exit(128 + number)
             self.signal = number
             if trainer.world_size == 1:  # several ranks must stop in the same round; on_train_epoch_end agrees on it
-                trainer.should_stop = True
+                _stop(trainer)
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             sys.stderr.write(f"hetfl: stopping after this round; once more {name} stops at once\n")
 
-        self.signal = None
+        self.signal, self._least = None, (trainer.min_epochs, trainer.min_steps)
         if threading.current_thread() is threading.main_thread():  # Python has signal handlers nowhere else
             self._before = {each: signal.signal(each, stop) for each in SIGNALS}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop all ranks of a distributed trainer if one of them received a signal."""
         self._agree(trainer)
-        trainer.should_stop |= self.signal is not None
+        if self.signal is not None:
+            _stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers, and the trainer's least numbers of rounds and steps."""
         self._agree(trainer)
-        self._restore()
+        self._restore(trainer)
 
     def _agree(self, trainer: Trainer) -> None:
         """Tell all ranks of a signal that one of them received."""
@@ -59,10 +61,18 @@ class StopAtRoundEnd(Callback):
             self.signal = int(trainer.strategy.reduce(received, reduce_op="max")) or None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the signal handlers."""
-        self._restore()
+        """Restore the signal handlers, and the trainer's least numbers of rounds and steps."""
+        self._restore(trainer)
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: Trainer) -> None:
+        if self._least is not None:
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = self._least
         for each, handler in self._before.items():
             signal.signal(each, handler)
         self._before = {}
+
+
+def _stop(trainer: Trainer) -> None:
+    """Let a trainer stop at the end of the round, also before its ``min_epochs`` and ``min_steps``."""
+    trainer.should_stop = True
+    trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
