@@ -21,9 +21,11 @@ import hetfl
 from hetfl.cli import main
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import Digits, Dirichlet
+from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fixed
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
+from hetfl.runs import RunFolder
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import Uniform
 from hetfl.session.settings import Settings
@@ -56,6 +58,13 @@ def folder_of(root: Path) -> Path:
 
 def rows(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "metrics.csv").filter(regex="^(train|val|test|comm|local)/")
+
+
+class Early(pl.Callback):
+    """Ends the run after its first round."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
 
 
 def test_a_run_from_python_is_repeated_from_its_configuration(
@@ -112,6 +121,22 @@ def test_ctrl_c_ends_the_script_after_the_round(tmp_path: Path, monkeypatch: pyt
     assert (trainer.min_epochs, trainer.min_steps) == (3, 4)
     assert len(rows(folder_of(tmp_path))) == 1
     assert (folder_of(tmp_path) / "checkpoints/last.ckpt").is_file()
+
+
+def test_a_second_run_of_one_trainer_is_refused_and_the_first_is_not_changed(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    trainer = hetfl.Trainer(max_epochs=2, plots=False, logger=folder, callbacks=[Early()], **CPU)
+    first, refusal = module(), "Expected a new trainer for another run but got one that has done {} rounds"
+    trainer.fit(first, datamodule=digits())
+    path = Path(str(folder.save_dir))
+    before = {each: each.read_bytes() for each in path.rglob("*.*")}
+    with pytest.raises(ConfigurationError, match=refusal.format(1)):  # one round is left, of the first run
+        trainer.fit(module(seed=1), datamodule=digits())
+    assert {each: each.read_bytes() for each in path.rglob("*.*")} == before
+    trainer.fit(first, datamodule=digits())
+    assert first.models.version == len(rows(path)) == 2
+    with pytest.raises(ConfigurationError, match=refusal.format(2)):
+        trainer.fit(first, datamodule=digits())
 
 
 def test_an_interrupted_trainer_stops_no_later_run() -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 import hetfl
+from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.runs.run_folder import RunFolder, note_end
@@ -109,9 +110,12 @@ class Trainer(pl.Trainer):
             weights_only: as in Lightning's ``fit``.
 
         Raises:
+            ConfigurationError: the trainer has already done the rounds of another run.
             KeyboardInterrupt: Ctrl-C stopped the run after a round, which is in its checkpoint.
         """
-        if ckpt_path is not None and (Path(ckpt_path).parent.parent / "metrics.csv").is_file():
+        if ckpt_path is None:
+            self._check_new(model)
+        elif (Path(ckpt_path).parent.parent / "metrics.csv").is_file():
             for folder in (each for each in self.loggers if isinstance(each, RunFolder)):
                 folder.go_on_in(Path(ckpt_path).parent.parent)
         with quiet():
@@ -121,6 +125,16 @@ class Trainer(pl.Trainer):
         if self._stop.signal is not None:
             sys.exit(128 + self._stop.signal)
         self._finish(model)
+
+    def _check_new(self, model: FederatedModule) -> None:
+        """Refuse a second run: its rows would replace those of the first, or there would be no round left.
+
+        A run that Ctrl-C stopped may go on with its own module.
+        """
+        done, rounds, steps = self.current_epoch, self.max_epochs, self.max_steps
+        ended = (rounds is not None and 0 <= rounds <= done) or 0 <= steps <= self.global_step
+        if done and (ended or model.models.version < done):
+            raise ConfigurationError(f"Expected a new trainer for another run but got one that has done {done} rounds")
 
     def _finish(self, model: FederatedModule) -> None:
         folders = folders_of(self.loggers)
