@@ -51,6 +51,22 @@ def test_every_clients_accuracy_equals_a_separate_computation(fit: Callable[...,
     assert trainer.callback_metrics["local/accuracy_by_samples"].item() == pytest.approx(by_samples)
 
 
+def test_names_of_levels_are_not_listed_for_every_batch(fit: Callable[..., Trainer]) -> None:
+    asked: list[int] = []
+
+    class Counting(Fixed):
+        def levels(self, round: int) -> list[str]:
+            asked.append(round)
+            return super().levels(round)
+
+    module, data = small_module(assignment=Counting()), small_data(eval_batch_size=50)
+    trainer = fit(module, data, rounds=1, limit_val_batches=0)
+    asked.clear()
+    trainer.test(module, datamodule=data, verbose=False)
+    assert len(data.test_dataloader()[0]) > 1
+    assert asked == [0]  # for clients.csv
+
+
 @pytest.mark.parametrize("kind", [FedAvg, HeteroFL])
 def test_a_second_test_overwrites_the_table(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
     module, data = small_module(kind, levels=small_levels(1.0)), small_data()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,6 +25,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, FederatedDataModule, RotationGroups
 from hetfl.errors import ConfigurationError
 from hetfl.local import LocalTraining, Workers
+from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 from tests.conftest import small_data, small_module, small_net
 
@@ -106,6 +108,34 @@ def test_an_empty_cluster_keeps_values_and_optimizer_state(fit: Fit) -> None:
     assert all(torch.equal(a, b) for a, b in zip(start[2], two[2], strict=True))
     steps = [trainer.optimizers[0].state[p]["step"].item() for p in tested.net.parameters()]
     assert set(steps) == {1.0}
+
+
+class Rarely(IFCA):
+    """Clients change their cluster in every second round."""
+
+    def assign(self, round: int, cohort: Any, probe: Any) -> None:
+        for client in cohort:
+            self.put(round, client, round // 2)
+        self._chosen = Counter()
+
+
+class FullOnce(RunFolder):
+    """Has no space for the first ``clusters.csv``; counts its rows at each try."""
+
+    def write_file(self, name: str, data: bytes) -> None:
+        if name == "clusters.csv":
+            self.tried = [*getattr(self, "tried", []), data.count(b"\n") - 1]
+            if len(self.tried) == 1:
+                raise OSError(errno.ENOSPC, "No space left on device", name)
+        super().write_file(name, data)
+
+
+def test_the_table_of_clusters_is_written_when_it_has_changed(fit: Fit, tmp_path: Path) -> None:
+    tested, folder = module(Rarely(2)), FullOnce(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"clusters.csv not written \(No space left on device\)"):
+        trainer = fit(tested, grouped(), rounds=4, limit_val_batches=0, logger=folder)
+    assert folder.tried == [8, 8, 16]  # round 2 tries again; round 4 changes nothing
+    assert rows(trainer, "clusters").to_numpy().tolist() == [list(change) for change in tested.clustering.history]
 
 
 @pytest.mark.filterwarnings("ignore:IFCA")

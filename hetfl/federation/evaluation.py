@@ -90,8 +90,7 @@ class Evaluation:
         owner, order = batch[2], list(self.levels)
         sums = self._evaluate(batch, order, measure=True, by_client=True)
         self.client_scores.update(sums[self.levels.largest], owner)
-        names = self.assignment.levels(self.models.last_round)
-        level_N = torch.tensor([order.index(name) for name in names], device=owner.device)
+        level_N = torch.from_numpy(self.assignment.positions(self.models.last_round)).to(owner.device)
         stacked_LNM = torch.stack([sums[level] for level in order])
         client_level_NM = stacked_LNM[level_N[owner.clamp(min=0)], torch.arange(len(owner), device=owner.device)]
         self.own_scores.update(client_level_NM, owner)

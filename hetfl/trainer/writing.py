@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning import LightningModule, Trainer
@@ -18,13 +19,16 @@ from hetfl.piece import Piece
 from hetfl.printable import printable
 from hetfl.runs import RunFolder, about
 from hetfl.runs.headline import ACCURACY, FILE, Headline
-from hetfl.runs.metrics_file import columns_of, format_value
+from hetfl.runs.metrics_file import columns_of, encoded, format_value
 
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 """Columns and rows."""
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
 """Columns of ``clusters.csv``, which has a row for every change of the cluster of a client."""
+
+_CLUSTERS: WeakKeyDictionary[RunFolder, tuple[object, ...]] = WeakKeyDictionary()
+"""By run folder, the number of rows of its ``clusters.csv`` and the last row."""
 
 VALUE_COLUMNS = ("round", "client", "measure", "value")
 """Columns of ``values.csv``, which has a row for every round, client and measure."""
@@ -85,12 +89,8 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Head
     folder.truncate(version)
     folder.remove_table("clients")
     folder.declare([*columns_of(headline.name), *(headline.column("val", level) for level in levels)])
-    if headline == ACCURACY:
-        return
-    try:
-        folder.write_file(FILE, headline.to_json())
-    except OSError as error:
-        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+    if headline != ACCURACY:
+        _write(folder, FILE, headline.to_json())
 
 
 def note_start(folder: RunFolder, data: FederatedDataModule, objective: Objective, device: torch.device) -> None:
@@ -105,16 +105,23 @@ def note_start(folder: RunFolder, data: FederatedDataModule, objective: Objectiv
         val_samples=len(resident.validation.targets),
         test_samples=len(resident.all_test.targets),
     )
-    try:
-        folder.write_file(about.FILE, known.to_json())
-    except OSError as error:
-        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+    _write(folder, about.FILE, known.to_json())
 
 
 def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
-    """Write ``clusters.csv`` and further tables of the clustering, if there can be several clusters."""
-    if clustering.several(models):
-        save_tables(module, {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()})
+    """Write ``clusters.csv`` if it has changed, and other tables of a clustering, if there can be several clusters.
+
+    The history of a million clients takes seconds to write.
+    """
+    if not clustering.several(models):
+        return
+    state = (len(clustering.history), *clustering.history[-1:])
+    for folder in () if module.trainer.sanity_checking else run_folders(module.loggers):
+        if _CLUSTERS.get(folder) != state:
+            lines = [encoded(map(str, row)) for row in (CLUSTER_COLUMNS, *clustering.history)]
+            if _write(folder, "clusters.csv", b"".join(lines)):
+                _CLUSTERS[folder] = state
+    save_tables(module, clustering.tables())
 
 
 def save_values(
@@ -143,6 +150,16 @@ def save_timeline(module: LightningModule, rows: Sequence[Sequence[object]]) -> 
     """Append the arrivals of a round to ``timeline.csv``."""
     for folder in run_folders(module.loggers) if rows else ():
         folder.append_rows("timeline", TIMELINE_COLUMNS, rows)
+
+
+def _write(folder: RunFolder, name: str, data: bytes) -> bool:
+    """Write a file into a run's folder; if that fails, warn and return False."""
+    try:
+        folder.write_file(name, data)
+    except OSError as error:
+        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+        return False
+    return True
 
 
 def _data_rows(data: FederatedDataModule) -> list[tuple[object, ...]]:
