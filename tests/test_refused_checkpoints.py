@@ -101,6 +101,20 @@ def many_models(content: Content) -> None:
     content["hetfl"]["models"] = 10**9
 
 
+def of_state(name: str, value: object) -> Callable[[Content], None]:
+    return lambda content: content["hetfl"].update({name: value})
+
+
+def of_piece(name: str, **values: object) -> Callable[[Content], None]:
+    return lambda content: content["hetfl"]["pieces"].update(
+        {name: {**content["hetfl"]["pieces"][name], **values} if values else {}}
+    )
+
+
+def of_loop(name: str, value: object) -> Callable[[Content], None]:
+    return lambda content: content["loops"]["fit_loop"].update({name: value})
+
+
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "optimizers": (without("optimizer_states"), "one of weights only"),
     "schedules": (without("lr_schedulers"), "Expected lr_schedulers"),
@@ -113,6 +127,29 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "uplink": (no_uplink, "Expected a whole federation's state"),
     "models": (many_models, "Expected 2 global models in the checkpoint, as it has values of, but got 1000000000"),
     "rows": (more_rounds, "Expected 4 rounds in"),
+    "epochs": (of_loop("epoch_progress", {}), "Expected counts as epoch_progress .* but got {}"),
+    "batches": (
+        of_loop("epoch_loop.batch_progress", {"total": {"ready": "1"}, "current": {}}),
+        "Expected counts as epoch_loop.batch_progress",
+    ),
+    "no state": (lambda content: content.update(hetfl=5), "Expected a federation's state .* but got 5"),
+    "text": (of_state("version", "1"), "Expected a number of rounds as version in the checkpoint but got '1'"),
+    "negative": (of_state("version", -3), "Expected a number of rounds as version in the checkpoint but got -3"),
+    "fraction": (of_state("version", 1.5), "Expected a number of rounds as version in the checkpoint but got 1.5"),
+    "fingerprint": (of_state("fingerprint", []), r"Expected texts by name as fingerprint .* but got \[\]"),
+    "rates": (
+        of_state("learning_rates", {}),
+        "Expected the rates of server and clients as learning_rates .* but got {}",
+    ),
+    "pieces": (of_state("pieces", []), r"Expected states by name as pieces .* but got \[\]"),
+    "shared": (of_state("shared", "*"), "Expected a list of patterns as shared"),
+    "piece": (
+        of_piece("uplink"),
+        r"Expected a state of ErrorFeedback as uplink in the checkpoint but got another \(KeyError: 'compressor'\)",
+    ),
+    "clock": (of_piece("ledger", seconds=float("nan")), "Expected finite numbers from 0 .* but got {'seconds': nan}"),
+    "bytes": (of_piece("ledger", up_bytes=-1), "Expected finite numbers from 0 .* but got {'up_bytes': -1}"),
+    "unknown cost": (of_piece("ledger", gold=1), "Expected a state of Ledger as ledger"),
 }
 
 
@@ -120,13 +157,25 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
 def test_a_refused_checkpoint_does_not_change_the_run_folder(fit: Fit, run: Path, name: str) -> None:
     change, message = CHANGES[name]
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
+    writer = SafeCheckpointIO()  # which checks the first one that it writes
+    writer.save_checkpoint(content, run / "checkpoints" / "changed.ckpt")
     change(content)
-    SafeCheckpointIO().save_checkpoint(content, run / "checkpoints" / "changed.ckpt")
+    writer.save_checkpoint(content, run / "checkpoints" / "changed.ckpt")
     before = contents(run)
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(module(), rounds=5, ckpt=str(run / "checkpoints" / "changed.ckpt"), **options(run))
     assert "\n" not in str(error.value)
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["no state", "text", "piece"])
+def test_a_strangers_checkpoint_is_refused_without_hetfls_plugin(fit: Fit, run: Path, name: str) -> None:
+    change, message = CHANGES[name]
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
+    change(content)
+    torch.save(content, run / "changed.ckpt")
+    with pytest.raises(ConfigurationError, match=message):
+        fit(module(), rounds=5, ckpt=str(run / "changed.ckpt"))
 
 
 def test_a_weights_only_checkpoint_can_be_tested_but_not_resumed(fit: Fit, run: Path) -> None:

@@ -271,7 +271,14 @@ class Ledger(Piece):
         return {**asdict(self.total), "up_share": self.up_share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state that :meth:`state_dict` returned."""
+        """Load the state that :meth:`state_dict` returned.
+
+        Raises:
+            ConfigurationError: a number is not finite or below 0; a clock at NaN would never reach the next client.
+        """
+        wrong = {name: value for name, value in state.items() if not 0 <= value < math.inf}
+        if wrong:
+            raise ConfigurationError(f"Expected finite numbers from 0 in the checkpoint's ledger but got {wrong!s:.60}")
         totals = dict(state)
         self._last_share = totals.pop("up_share")
         self.total, self.round = Costs(**totals), Costs()

@@ -17,9 +17,10 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.hosting import Hosting
 from hetfl.global_models import MakeOptimizer
 from hetfl.piece import Piece
+from hetfl.runs.content import check_state
 from hetfl.submodel import parameters_of
 from hetfl.trainer.fingerprint import agree, fingerprint, of_models
-from hetfl.trainer.resuming import check_complete, check_optimizers_fit, rescale, weights_only
+from hetfl.trainer.resuming import check_complete, check_optimizers_fit, load_pieces, rescale, weights_only
 
 KEY = "hetfl"
 """Key of the federation's state in a checkpoint."""
@@ -125,8 +126,7 @@ class RunState:
         if data is None or len(self.models) != state["models"]:
             self.hosting.close()
         self.models.resize(state["models"], state["shared"])
-        for name, piece in needed.items():
-            piece.load_state_dict(state["pieces"][name])
+        load_pieces(needed, state["pieces"])
 
     def rescale(self, checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[Any]) -> None:
         """Change the learning rates in a checkpoint's optimizer states to the present configuration's.
@@ -154,11 +154,12 @@ def _read(checkpoint: Mapping[str, Any], pieces: Mapping[str, Piece]) -> dict[st
     """Return the state in a checkpoint.
 
     Raises:
-        ConfigurationError: the checkpoint has no such state, or an entry that must be loaded is missing.
+        ConfigurationError: the checkpoint has no such state, or an entry to load is missing or of another type.
     """
     if KEY not in checkpoint:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
     state: dict[str, Any] = checkpoint[KEY]
+    check_state(state)
     missing = [name for name in ENTRIES if name not in state]
     missing += [name for name in pieces if name not in state.get("pieces", {})]
     if missing:

@@ -22,7 +22,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.files import replacing, to_disk
 from hetfl.printable import printable
 from hetfl.reading import TooMuch
-from hetfl.runs.content import check_content, check_records
+from hetfl.runs.content import check_content, check_records, check_state
 
 MARK = b"hetfl blake2b "
 DIGEST_BYTES = 32
@@ -267,4 +267,6 @@ def _read(path: Path, location: Any) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"Expected a checkpoint in {path} but got a {type(content).__name__}")
+    if "hetfl" in content:
+        check_state(content["hetfl"])
     return content

@@ -12,10 +12,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Piece
 from hetfl.trainer.fingerprint import LEARNING_RATES
 
 OPTIMIZERS, SCHEDULES, LOOPS = "optimizer_states", "lr_schedulers", "loops"
 """Lightning's names of the parts of a checkpoint that it restores last."""
+PROGRESS = ("epoch_progress", "batch_progress", "scheduler_progress", "optim_step_progress")
+"""Lightning's names of the counts in the state of a loop."""
 
 
 def weights_only(checkpoint: Mapping[str, Any]) -> bool:
@@ -39,6 +42,31 @@ def check_complete(checkpoint: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"Expected {name} in the checkpoint but got {_kind(checkpoint.get(name))}")
     if not isinstance(checkpoint[LOOPS].get("fit_loop"), Mapping):
         raise ConfigurationError("Expected a fit_loop in the checkpoint's loops but got none")
+    for name, progress in checkpoint[LOOPS]["fit_loop"].items():
+        if name.rpartition(".")[2] in PROGRESS and not _has_counts(progress):
+            raise ConfigurationError(f"Expected counts as {name} in the checkpoint's fit_loop but got {progress!r:.60}")
+
+
+def load_pieces(pieces: Mapping[str, Piece], states: Mapping[str, dict[str, Any]]) -> None:
+    """Load the states of pieces.
+
+    Args:
+        pieces: by name.
+        states: by name of the piece.
+
+    Raises:
+        ConfigurationError: names the piece whose state is not one of it.
+    """
+    for name, piece in pieces.items():
+        try:
+            piece.load_state_dict(states[name])
+        except ConfigurationError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"Expected a state of {type(piece).__name__} as {name} in the checkpoint but got another "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
 
 def check_optimizers_fit(
@@ -96,6 +124,12 @@ def _sizes(state: Any) -> list[int]:
     if not isinstance(groups, Sequence) or not isinstance(state.get("state"), Mapping):
         return []
     return [len(group.get("params", ())) for group in groups]
+
+
+def _has_counts(progress: Any) -> bool:
+    """Return whether a value has Lightning's counts, of all epochs or steps and of the present fit."""
+    parts = [progress.get(name) for name in ("total", "current")] if isinstance(progress, Mapping) else [None]
+    return all(isinstance(part, Mapping) and all(isinstance(n, int) for n in part.values()) for part in parts)
 
 
 def _kind(value: Any) -> str:
