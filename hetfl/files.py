@@ -35,7 +35,8 @@ def make_folder(folder: Path, what: str, shown: Path | None = None) -> Path:
 def replacing(target: Path) -> Iterator[BufferedWriter]:
     """Open a temporary file, which replaces the target if the block succeeds and is deleted otherwise.
 
-    The folder is made if absent. Work that must happen after the bytes are on the disk and before the target changes
+    The temporary file is always a new one: a link of its name, in a folder of somebody else, is not followed. The
+    folder is made if absent. Work that must happen after the bytes are on the disk and before the target changes
     belongs at the end of the block, after :func:`to_disk`.
 
     Yields:
@@ -47,7 +48,8 @@ def replacing(target: Path) -> Iterator[BufferedWriter]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             yield file
             to_disk(file)
         os.replace(temporary, target)

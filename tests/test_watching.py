@@ -81,3 +81,15 @@ def test_options_of_a_report_are_refused(
 def test_one_run_folder_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args in ([], [str(tmp_path), str(tmp_path)], [str(tmp_path / "missing")]):
         assert "Expected one run folder to watch but got" in refused(capsys, ["report", "--watch", *args])
+
+
+def test_a_link_in_a_strangers_folder_is_not_followed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ACCURACY, [0.25, 0.5], step=0.1, clients=[0.5])
+    own = tmp_path / "own"
+    own.write_text("mine")
+    (folder / f"{PAGE}.tmp").symlink_to(own)
+    watch(folder, sleep=lambda _: None)
+    assert own.read_text() == "mine"
+    assert not (folder / PAGE).is_symlink()
+    assert "The run has ended." in (folder / PAGE).read_text()
+    assert not (folder / f"{PAGE}.tmp").exists()
