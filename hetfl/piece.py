@@ -241,7 +241,7 @@ class Piece(ABC):  # noqa: B024
         """Load the state that :meth:`state_dict` returned."""
 
     def checkpointed(self) -> None:
-        """Called once a checkpoint with the last :meth:`state_dict` is on the disk."""
+        """Called once a checkpoint with the last :meth:`state_dict` is on the disk, from which the run may resume."""
 
 
 def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim import SGD
 
 from hetfl import ConfigurationError, FedAvg
@@ -294,6 +294,67 @@ class Clock(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.now += 0.25
         self.written.append(trainer.current_epoch + 1)
+
+
+class Stopped(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 5:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_other_checkpoints_delete_no_files_of_the_last_one(
+    fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("hetfl.session.callbacks.time", clock)
+
+    def uplink() -> ErrorFeedback:
+        return ErrorFeedback(TopK(0.1), DiskStore(str(tmp_path / "residuals")))
+
+    def options(*more: Callback) -> dict[str, Any]:
+        each_round = ModelCheckpoint(filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        callbacks = [clock, each_round, LastCheckpoint(0.01), *more]
+        enabled = {"enable_checkpointing": True, "limit_val_batches": 0}
+        return {"callbacks": callbacks, "plugins": [SafeCheckpointIO()], **enabled}
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(small_module(uplink=uplink()), rounds=6, **options(Stopped()))
+    (last,) = tmp_path.glob("run/*/checkpoints/last.ckpt")
+    assert SafeCheckpointIO().load_checkpoint(last)["hetfl"]["version"] == 1
+    resumed, whole = small_module(uplink=uplink()), small_module(uplink=ErrorFeedback(TopK(0.1)))
+    fit(resumed, rounds=6, name="again", ckpt=str(last), **options())
+    fit(whole, rounds=6, name="whole", limit_val_batches=0)
+    assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
+
+
+def test_only_a_written_last_checkpoint_is_confirmed_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, last, other = SafeCheckpointIO(), tmp_path / "last.ckpt", tmp_path / "other.ckpt"
+    whole, weights = {**state(0), "optimizer_states": []}, state(0)
+
+    def confirmed(checkpoint: dict[str, Any], path: Path) -> bool:
+        checkpoints.save_checkpoint(checkpoint, path)
+        return checkpoints.confirmed
+
+    assert [confirmed(whole, path) for path in (other, last, other, last)] == [True, True, False, True]
+    assert confirmed(weights, other), "the last one with the state of training is last.ckpt"
+    write = SafeCheckpointIO._write
+
+    def full(self: SafeCheckpointIO, target: Path, checkpoint: dict[str, Any]) -> None:
+        if target == last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, target, checkpoint)
+
+    monkeypatch.setattr(SafeCheckpointIO, "_write", full)
+    with pytest.warns(UserWarning, match="not written"):
+        assert not confirmed(whole, last)
+    assert not confirmed(weights, other)
+    assert not confirmed(whole, other)
+    checkpoints = SafeCheckpointIO()
+    checkpoints.load_checkpoint(last)
+    assert not confirmed(whole, other)
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,9 @@ class RunState:
         if weights_only(checkpoint):
             evaluated = {name: piece for name, piece in pieces.items() if piece.for_evaluation}
             return {**state, "pieces": {name: piece.evaluation_state() for name, piece in evaluated.items()}}
-        # Lightning does not say when a checkpoint is on the disk. At the next checkpoint the previous one is, unless
-        # SafeCheckpointIO has recorded a failure; with any other plugin a failed write ends the run.
-        for piece in pieces.values() if not getattr(plugin, "failed", False) else ():
+        # Lightning does not say when a checkpoint is on the disk. At the next checkpoint the previous one is, if it is
+        # one that SafeCheckpointIO confirms; with any other plugin a failed write ends the run.
+        for piece in pieces.values() if getattr(plugin, "confirmed", True) else ():
             piece.checkpointed()
         return {**state, "pieces": {name: piece.state_dict() for name, piece in pieces.items()}}
 

@@ -24,6 +24,8 @@ from hetfl.printable import printable
 from hetfl.reading import TooMuch
 from hetfl.runs.content import check_content, check_records, check_state
 
+LAST = "last.ckpt"
+"""Name of the checkpoint from which a run is resumed."""
 MARK = b"hetfl blake2b "
 DIGEST_BYTES = 32
 COMMENT_BYTES = len(MARK) + 2 * DIGEST_BYTES
@@ -131,7 +133,9 @@ class SafeCheckpointIO(CheckpointIO):
         self.keep = keep
         self.failed = False
         """Whether the last checkpoint could not be written."""
-        self._readable = False
+        self.confirmed = True
+        """Whether the last one with the state of training was, and is :data:`LAST`, if there are any of this name."""
+        self._has_last = self._readable = False
         self._damaged: set[Path] = set()
 
     def save_checkpoint(
@@ -149,6 +153,9 @@ class SafeCheckpointIO(CheckpointIO):
                 f"Checkpoint {printable(target)} not written ({printable(error)}); the previous checkpoint is kept, "
                 "training goes on"
             )
+        self._has_last |= target.name == LAST
+        if "optimizer_states" in checkpoint:  # not of weights only, as ModelCheckpoint(save_weights_only=True) asks for
+            self.confirmed = not self.failed and (target.name == LAST or not self._has_last)
 
     def _write(self, target: Path, checkpoint: dict[str, Any]) -> None:
         with replacing(target) as file:
@@ -199,6 +206,7 @@ class SafeCheckpointIO(CheckpointIO):
             ConfigurationError: no checkpoint of the name can be read.
         """
         target, reasons = Path(path), []
+        self._has_last |= target.name == LAST
         for age in range(max(self.keep, 2)):
             candidate = previous(target, age)
             try:

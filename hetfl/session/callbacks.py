@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hetfl.errors import ConfigurationError
+from hetfl.runs.checkpoint import LAST
 from hetfl.runs.interrupt import StopAtRoundEnd
 
 ENDED = "hetfl_ended"
@@ -59,7 +60,7 @@ class RoundsLeft(Callback):
 
 def last_checkpoint(folder: str | Path) -> Path:
     """Return the path of the last checkpoint of a run."""
-    return Path(folder) / "checkpoints" / "last.ckpt"
+    return Path(folder) / "checkpoints" / LAST
 
 
 class LastCheckpoint(ModelCheckpoint):

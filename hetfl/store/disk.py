@@ -22,9 +22,9 @@ class DiskStore(ClientStore):
 
     A file is written under a temporary name, synced and renamed, so it is complete or absent. A file that a later one
     supersedes is deleted once ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`); so a
-    checkpoint that could not be written deletes nothing. Checkpoints without a save between them count as one. Files
-    left by a killed run are deleted in the same way. If the disk is full, blocks stay in memory, and in checkpoints,
-    until they can be written.
+    checkpoint that could not be written deletes nothing. In a run with a ``last.ckpt``, only that one's saves count.
+    Checkpoints without a save between them count as one. Files left by a killed run are deleted in the same way. If the
+    disk is full, blocks stay in memory, and in checkpoints, until they can be written.
 
     Args:
         folder: folder of the files, made if absent; for one run and one store only. None: a folder in the run's folder.
