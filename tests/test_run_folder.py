@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import multiprocessing
 import os
 import tracemalloc
@@ -246,16 +247,33 @@ def opened(folder: str, saying: Connection) -> None:
         saying.send(str(error))
 
 
-def test_a_run_folder_is_locked_by_one_process(logger: RunFolder) -> None:
-    logger.log_metrics({"lr": 0.1}, step=0)
-    folder = str(metrics_of(logger).parent)
+def another_process(folder: str) -> str:
+    """Let a process open a run folder, and return its error."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, sender))
     other.start()
-    assert "that no other process uses but got" in receiver.recv()
+    error: str = receiver.recv()
     other.join()
+    return error
+
+
+def test_a_run_folder_is_locked_by_one_process(logger: RunFolder) -> None:
+    logger.log_metrics({"lr": 0.1}, step=0)
+    folder = str(metrics_of(logger).parent)
+    assert "that no other process uses but got" in another_process(folder)
     RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
-    del logger
+    gc.collect()
+    assert "that no other process uses but got" in another_process(folder), "the logger that is left has the lock"
+    logger.log_metrics({"lr": 0.1}, step=2)
+
+
+def test_the_last_logger_of_a_run_folder_unlocks_it(tmp_path: Path) -> None:
+    loggers = [RunFolder(folder=str(tmp_path)) for _ in range(2)]
+    for logger in loggers:
+        logger.log_metrics({"lr": 0.1}, step=0)
+    del logger, loggers
+    gc.collect()
+    assert another_process(str(tmp_path)) == ""
 
 
 def test_missing_rounds_are_refused(logger: RunFolder) -> None:

@@ -6,10 +6,6 @@ row per round for any number of calls, and a continued run appends to the rounds
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -22,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
+from hetfl.runs.file_lock import lock_file
 from hetfl.runs.metrics_file import MetricsFile, encoded
 from hetfl.runs.round_rows import append_rows, drop_rounds
 
@@ -225,15 +222,11 @@ class RunFolder(Logger):
             folder = self._new_folder() if self._continued is None else self._continued
             if not folder.is_dir():
                 raise ConfigurationError(f"Expected the folder of a run to continue but got {str(folder)!r}")
-            self._lock(folder)
+            self._lock = lock_file(folder / LOCK)
             self._metrics = MetricsFile(folder / "metrics.csv")
-        elif not _is_at(self._descriptor, self._metrics.path.with_name(LOCK)):
+        elif not self._lock.is_at(self._metrics.path.with_name(LOCK)):
             self._make_anew(self._metrics.path.parent)
         return self._metrics
-
-    def _lock(self, folder: Path) -> None:
-        self._descriptor = _locked(folder)
-        self._unlock = weakref.finalize(self, os.close, self._descriptor)
 
     def _make_anew(self, folder: Path) -> None:
         """Make a deleted folder again with the files that are in memory, and warn of the lost ones.
@@ -243,8 +236,7 @@ class RunFolder(Logger):
             OSError: the folder cannot be made.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._unlock()
-        self._lock(folder)
+        self._lock = lock_file(folder / LOCK)
         for name, data in self._whole.items():
             write_whole(folder / name, data)
         kept = ", ".join(self._whole) or "nothing"
@@ -265,31 +257,3 @@ class RunFolder(Logger):
                 attempt += 1
             else:
                 return folder
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether a path is an open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _locked(folder: Path) -> int:
-    """Lock a folder until the returned descriptor is closed or this process ends; warn if its disk has no locks.
-
-    Raises:
-        ConfigurationError: another process has locked the folder.
-    """
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit this lock
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            rank_zero_warn(f"Run folder {folder} not locked ({error.strerror}): no other process may write to it")
-            return lock
-        os.close(lock)
-        raise ConfigurationError(
-            f"Expected a run folder that no other process uses but got {folder}, to which another process writes"
-        ) from None
-    return lock
