@@ -19,17 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import nn
 from torch.optim import SGD
 
-from hetfl import ConfigurationError, FedAvg
+from hetfl import ConfigurationError, FedAvg, FederatedModule
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
-from hetfl.data import IID
+from hetfl.data import IID, FederatedDataModule, ImageTransform, Partitioner
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
 from hetfl.runs.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
+from hetfl.selection import Uniform
 from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
-from tests.conftest import small_data, small_levels, small_module
+from tests.conftest import small_data, small_levels, small_module, small_net
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = ["pathlib.Path.open", "os.fsync", "os.replace", "os.open"]
@@ -210,10 +212,21 @@ def test_sealing_keeps_the_bytes_for_any_sizes_of_writes(sizes: list[int]) -> No
     assert comment == b"hetfl blake2b " + hashlib.blake2b(body, digest_size=32).hexdigest().encode()
 
 
+def sigmoid_net(*, width: float = 1.0) -> nn.Module:
+    net = small_net(width=width)
+    for block in list(net.modules()):
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, nn.ReLU):
+                setattr(block, name, nn.Sigmoid())
+    return net
+
+
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "net": ({"net": lambda *, width=1.0: ConvNet(hidden=(8, 8), width=width)}, {}),
     "levels": ({"levels": small_levels(1.0, 0.5)}, {}),
+    "layers": ({"net": sigmoid_net}, {}),
     "partition": ({}, {"partitioner": IID()}),
+    "transform": ({}, {"transform": ImageTransform(mean=(0.5,), std=(0.4,), maximum=16.0)}),
     "uplink": ({"uplink": ErrorFeedback(TopK(0.1))}, {}),
     "seed": ({"seed": 1}, {}),
     "method": ({"kind": FedAvg}, {}),
@@ -231,6 +244,48 @@ def test_a_checkpoint_of_another_federation_is_refused_with_the_difference(
     with pytest.raises(ConfigurationError, match=f"checkpoint's {name} ") as error:
         fit(other, small_data(**data), rounds=2, name="other", ckpt=str(tmp_path / "one.ckpt"))
     assert "\n" not in str(error.value)
+
+
+class Cut(Partitioner):
+    """Gives each client the next samples, the first client as many as ``size`` says."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def partition(self, labels: torch.Tensor, num_clients: int, generator: torch.Generator) -> list[torch.Tensor]:
+        return list(torch.arange(len(labels)).split([self.size, len(labels) - self.size]))
+
+
+def test_a_checkpoint_of_clients_of_other_sizes_or_another_precision_is_refused(
+    fit: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "one.ckpt")
+
+    def cut(size: int) -> FederatedDataModule:
+        return small_data(num_clients=2, partitioner=Cut(size))
+
+    def module() -> FederatedModule:
+        return small_module(selection=Uniform(2))
+
+    fit(module(), cut(300), rounds=1).save_checkpoint(path)
+    with pytest.raises(ConfigurationError, match=r"checkpoint's sizes of clients \(300 to 419 samples, "):
+        fit(module(), cut(320), rounds=2, ckpt=path)
+    with pytest.raises(ConfigurationError, match=r"checkpoint's precision \(32-true\) but got bf16-mixed"):
+        fit(module(), cut(300), rounds=2, ckpt=path, precision="bf16-mixed")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_without_the_entries_that_it_lacks(
+    fit: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "one.ckpt")
+    fit(small_module(), rounds=1).save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)  # noqa: TID251
+    for name in ("sizes of clients", "transform", "precision", "layers"):
+        del checkpoint["hetfl"]["fingerprint"][name]
+    torch.save(checkpoint, path)
+    resumed = small_module()
+    fit(resumed, rounds=2, ckpt=path)
+    assert resumed.models.version == 2
 
 
 def test_a_changed_learning_rate_is_used_after_resuming(fit: Callable[..., Trainer], tmp_path: Path) -> None:

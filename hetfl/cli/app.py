@@ -64,7 +64,7 @@ class FederatedTrainer(Trainer):
         self.strategy.connect(model)
         self.state.fn = None
         model.trainer = self
-        self.datamodule = datamodule
+        self.datamodule, datamodule.trainer = datamodule, self
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.setup("fit")

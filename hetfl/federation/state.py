@@ -18,7 +18,6 @@ from hetfl.federation.hosting import Hosting
 from hetfl.global_models import MakeOptimizer
 from hetfl.piece import Piece
 from hetfl.runs.content import check_state
-from hetfl.submodel import parameters_of
 from hetfl.trainer.fingerprint import agree, fingerprint, of_models
 from hetfl.trainer.resuming import check_complete, check_optimizers_fit, load_pieces, rescale, weights_only
 
@@ -54,8 +53,7 @@ class RunState:
         """Return by name the settings that the state depends on, as short text that can be compared and shown."""
         if not self._fingerprint:
             problem = self.hosting.problem
-            parameters = parameters_of(self.models[0]).values()
-            run_entries = fingerprint(parameters, problem.local, self.optimizers["server"], data, pieces)
+            run_entries = fingerprint(self.models[0], problem.local, self.optimizers["server"], data, pieces)
             method_entries = {"seed": str(problem.seed), "method": self.method()}
             model_entries = of_models(self.models.tensors[0], self.models.levels)
             self._fingerprint = {**method_entries, **model_entries, **run_entries}

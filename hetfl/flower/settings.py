@@ -15,7 +15,7 @@ def shared_settings(module: FederatedModule) -> dict[str, str]:
         module: set up with its data, and with a trainer.
     """
     fingerprint = module.run_state.fingerprint(module.data, module.pieces)
-    return {"hetfl": hetfl.__version__, "precision": str(module.trainer.precision), **fingerprint}
+    return {"hetfl": hetfl.__version__, **fingerprint}
 
 
 def disagreement(servers: Mapping[str, str], nodes: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,15 @@ from torch.optim import Optimizer
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.local import LocalTraining
-from hetfl.piece import Piece, described
+from hetfl.piece import Piece, described, settings_of
+from hetfl.submodel import parameters_of
 from hetfl.tree import leaves
 from hetfl.types import Level
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
 """Names of learning rates in optimizers; these may change."""
+LATER = ("sizes of clients", "transform", "precision", "layers")
+"""Entries that checkpoints of earlier versions lack; they are compared only where a checkpoint has them."""
 WHOLE = re.compile(r"(?<=\d)\.0(?![\d.])")
 """The decimals of a whole number."""
 OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
@@ -27,7 +30,7 @@ OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
 
 
 def fingerprint(
-    parameters: Iterable[Tensor],
+    net: nn.Module,
     local: LocalTraining,
     server: Callable[[Iterable[Tensor]], Optimizer],
     data: FederatedDataModule,
@@ -38,19 +41,23 @@ def fingerprint(
     The number of rounds and learning rates may change, and are not included.
 
     Args:
-        parameters: the trained parameters of a global model.
+        net: a global model.
         local: the settings of local training.
         server: makes the server optimizer.
-        data: the data module, after setup.
+        data: the data module of a trainer, after setup.
         pieces: the stateful pieces, by name.
     """
     clients = local.optimizer([nn.Parameter(torch.zeros(1))])
     return {
         "partition": _partition(data),
+        "sizes of clients": _sizes(data.sizes),
+        "transform": described(type(data.transform).__name__, settings_of(data.transform)),
+        "precision": str(getattr(data.trainer, "precision", None)),
+        "layers": _layers(net),
         "local training": local.describe(),
         "client optimizer": optimizer_settings(clients),
         "client schedule": "none" if local.scheduler is None else _schedule_settings(local.scheduler(clients)),
-        "server optimizer": optimizer_settings(server(parameters)),
+        "server optimizer": optimizer_settings(server(parameters_of(net).values())),
         **{name: text for name, piece in pieces.items() if (text := piece.describe())},
     }
 
@@ -79,6 +86,8 @@ def agree(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
         ConfigurationError: a setting differs; the message has its name and both values.
     """
     for name, value in present.items():
+        if name in LATER and name not in saved:
+            continue
         if _as_number(saved.get(name, "")) != _as_number(value):
             raise ConfigurationError(
                 f"Expected the checkpoint's {name} ({saved.get(name, 'not in it')}) but got {value}: a resumed run "
@@ -115,6 +124,16 @@ def _partition(data: FederatedDataModule) -> str:
         for leaf in leaves(samples.inputs):
             inputs = zlib.crc32(leaf.contiguous().numpy().data, inputs)
     return f"{data.num_clients} clients of {sum(data.sizes)} samples, {content.hexdigest()}-{inputs:08x}"
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    """Return what tells two partitions apart whose samples, one client after the other, are the same."""
+    return f"{min(sizes)} to {max(sizes)} samples, {_digest(repr(tuple(sizes)).encode())}"
+
+
+def _layers(net: nn.Module) -> str:
+    names = [type(layer).__name__ for layer in net.modules()]
+    return f"{len(names)} modules, {_digest(' '.join(names).encode())}"
 
 
 def _digest(data: bytes) -> str:
