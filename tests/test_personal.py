@@ -187,6 +187,16 @@ def test_a_checkpoint_of_a_run_with_personal_tensors_on_disk_is_tested(fit: Fit,
     trainer.test(trained, small_data(), ckpt_path=str(paths[0].rename(tmp_path / "a.ckpt")), weights_only=True)
 
 
+def test_personal_tensors_are_not_tested_on_other_clients(fit: Fit, tmp_path: Path) -> None:
+    path = str(tmp_path / "one.ckpt")
+    fit(small_module(personal=["classifier.bias"]), rounds=1).save_checkpoint(path)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    other = small_data(seed=1)
+    with pytest.raises(ConfigurationError, match=r"checkpoint's partition \(12 clients of"):
+        trainer.test(small_module(personal=["classifier.bias"]), other, ckpt_path=path, weights_only=True)
+    trainer.test(small_module(), other, ckpt_path=path, weights_only=True, verbose=False)  # the global model alone
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

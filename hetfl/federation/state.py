@@ -24,6 +24,7 @@ from hetfl.trainer.resuming import check_complete, check_optimizers_fit, load_pi
 KEY = "hetfl"
 """Key of the federation's state in a checkpoint."""
 ENTRIES = ("version", "models", "shared", "fingerprint", "learning_rates", "pieces")
+OF_CLIENTS = ("partition", "sizes of clients")
 FOR_EVALUATION = ("net", "levels")
 """Fingerprint entries that must agree when a checkpoint with one model is only evaluated: the data may differ."""
 
@@ -189,8 +190,9 @@ def check(state: Mapping[str, Any], fingerprint: Mapping[str, str], clustering: 
     """
     present = dict(fingerprint)
     if not training:
-        # Clusters are stored by client id, and an id is another client in other data.
-        names = (*FOR_EVALUATION, "partition") if state["models"] > 1 else FOR_EVALUATION
+        # Clusters, personal tensors and masks are stored by client id, and an id is another client in other data.
+        by_id = state["models"] > 1 or "personal" in present or state["pieces"].get("parts", {}).get("clients")
+        names = (*FOR_EVALUATION, *OF_CLIENTS) if by_id else FOR_EVALUATION
         present = {name: present[name] for name in names}
     elif clustering.takes_over:
         present.pop("clustering")
