@@ -80,7 +80,16 @@ def write_whole(target: Path, data: bytes) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename in it is permanent."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Flush what was written to a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: the path is not there, or the disk fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hetfl.runs.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, 
 from hetfl.selection import Uniform
 from hetfl.session.callbacks import LastCheckpoint
 from hetfl.store import DiskStore
+from hetfl.value import GradientCosine
 from tests.conftest import small_data, small_levels, small_module, small_net
 
 ROOT = Path(__file__).parent.parent
@@ -442,6 +444,24 @@ def test_a_signal_after_the_decision_of_the_last_round_still_gives_it_a_checkpoi
     assert len(clock.written) == 3
     (last,) = Path(str(callbacks[1].dirpath)).glob("last.ckpt")  # type: ignore[attr-defined]
     assert torch.load(last, weights_only=True)["hetfl"]["version"] == 6  # noqa: TID251
+
+
+def test_rows_are_flushed_before_the_checkpoint_that_needs_them(
+    fit: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noted)
+    options = {"callbacks": [LastCheckpoint(1.0)], "plugins": [SafeCheckpointIO()], "enable_checkpointing": True}
+    fit(small_module(measures=[GradientCosine()]), rounds=3, limit_val_batches=0, **options)
+    for table in ("metrics.csv", "values.csv"):
+        order = [name for name in flushed if name in (table, "last.ckpt.tmp")]
+        assert [name for name, _ in groupby(order)] == [table, "last.ckpt.tmp"] * 3
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])

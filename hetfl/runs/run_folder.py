@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
-from hetfl.files import write_whole
+from hetfl.files import sync, write_whole
 from hetfl.printable import printable
 from hetfl.runs.file_lock import lock_file
 from hetfl.runs.metrics_file import MetricsFile, encoded
@@ -205,6 +205,19 @@ class RunFolder(Logger):
             append_rows(path, columns, rows)
         except OSError as error:
             rank_zero_warn(f"{printable(path)} not written ({error.strerror}); training goes on")
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Flush the rows of all rounds to the disk, as a checkpoint is resumed only with them."""
+        path = self._open().path
+        tables = (path.with_name(f"{name}.csv") for name in GROWING)
+        for each in (path, *tables, path.parent):
+            try:
+                sync(each)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                rank_zero_warn(f"{printable(each)} not flushed to the disk ({error.strerror}); training goes on")
 
     @rank_zero_only
     def write_file(self, name: str, data: bytes) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from hetfl.errors import ConfigurationError
 from hetfl.runs.checkpoint import LAST
 from hetfl.runs.interrupt import StopAtRoundEnd
+from hetfl.runs.run_folder import RunFolder
 
 ENDED = "hetfl_ended"
 """Key in the checkpoint of a run that its settings ended early; its value is the number of rounds in the settings."""
@@ -93,6 +94,12 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
             self._since = time.monotonic()
             self._took = self._since - begin
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Flush the rows of rounds before any checkpoint of the run, which is resumed only with them."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunFolder):
+                logger.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint of the last round, unless it is there: a signal may come at the very end of a round."""
