@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 import hetfl
 from hetfl.cli import main
@@ -30,6 +30,7 @@ from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import Uniform
 from hetfl.session.settings import Settings
 from hetfl.signals import SIGNALS
+from hetfl.snapshots import Snapshots
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 
@@ -71,8 +72,8 @@ def test_a_run_from_python_is_repeated_from_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    stopping = EarlyStopping("val/accuracy", mode="max", patience=9)
-    hetfl.Trainer(max_epochs=2, callbacks=stopping, **CPU).fit(module(), datamodule=digits(seed=3))
+    users = [EarlyStopping("val/accuracy", mode="max", patience=9), Snapshots(every=1)]
+    hetfl.Trainer(max_epochs=2, callbacks=users, **CPU).fit(module(), datamodule=digits(seed=3))
     shown = capsys.readouterr()
     assert "v_num" not in shown.out
     assert "Tip" not in shown.out + shown.err
@@ -88,6 +89,25 @@ def test_a_run_from_python_is_repeated_from_its_configuration(
     pd.testing.assert_frame_equal(rows(folder), rows(next(Path("again/run").iterdir())))
     main(["resume", str(folder), "--trainer.max_epochs=3", "--plots=false"])
     assert len(rows(folder)) == 3
+    assert len(list((folder / "snapshots").iterdir())) == 3
+
+
+def test_callbacks_that_settings_cannot_make_again_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    users = [
+        Snapshots(every=2),
+        EarlyStopping("val/loss"),
+        EarlyStopping("val/accuracy", min_delta=0.01),  # keeps -0.01
+        Timer("00:12:00:00"),  # keeps a number of seconds, which it does not take
+    ]
+    hetfl.Trainer(max_epochs=1, callbacks=users, final_test=False, plots=False, **CPU).fit(
+        module(), datamodule=digits()
+    )
+    text = (folder_of(tmp_path) / "config.yaml").read_text()
+    assert text.splitlines()[1].endswith(": trainer.callbacks[2], trainer.callbacks[3]")
+    settings = yaml.safe_load(text)
+    assert [each["class_path"].rpartition(".")[2] for each in settings["trainer"]["callbacks"]] == ["EarlyStopping"]
+    assert settings["snapshots"] == {"every": 2}  # as of the command line, which would make a second one
 
 
 def test_a_run_goes_on_in_its_folder_and_a_logger_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

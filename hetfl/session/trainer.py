@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
@@ -23,6 +25,7 @@ from hetfl.session.drawing import folders_of, print_figures
 from hetfl.session.quiet import quiet
 from hetfl.session.settings import Settings
 from hetfl.session.trackers import Trackers, send_figures
+from hetfl.snapshots import Snapshots
 
 
 class SavedSettings(Callback):
@@ -75,7 +78,8 @@ class Trainer(pl.Trainer):
         loggers = [] if logger is False else defaults.with_run_folder(loggers)
         users = defaults.listed(callbacks)
         others = {"trainer.plugins": plugins, "trainer.logger": [e for e in loggers if not isinstance(e, RunFolder)]}
-        self._callbacks, unnamed = _named(users)  # before Lightning's setup changes them
+        self._snapshots = next((each for each in users if isinstance(each, Snapshots)), None)
+        self._callbacks, unnamed = _named(users)
         self._unnamed = [*unnamed, *(key for key, given in others.items() if given)]
         plugins, self._safe = defaults.with_safe_checkpoints(defaults.listed(plugins))
         checkpoints = settings.get("enable_checkpointing") is not False and bool(loggers)
@@ -173,6 +177,8 @@ class Trainer(pl.Trainer):
             if seed != model.seed:
                 settings[f"{part}_seed"] = seed
         settings |= self._at_end
+        if self._snapshots is not None:
+            settings["snapshots"] = {"every": self._snapshots.every}
         head = f"# hetfl {hetfl.__version__}, written by hetfl.Trainer\n"
         if noted.unnamed:
             head += f"# not complete, as these are no settings: {', '.join(noted.unnamed)}\n"
@@ -180,11 +186,34 @@ class Trainer(pl.Trainer):
 
 
 def _named(callbacks: list[Callback]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the settings of callbacks, and the keys of those that have none, such as those of a script."""
+    """Return the settings of callbacks, and the keys of those from whose settings the command line makes no such one.
+
+    Classes of a script or of a module beside it have no name that is known elsewhere. Some of Lightning's callbacks do
+    not keep what they were given, as EarlyStopping, which changes the sign of ``min_delta``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=Callback)
     named, unnamed = [], []
     for number, callback in enumerate(callbacks):
-        noted = Settings()
-        settings = noted.of(callback, f"trainer.callbacks[{number}]")
-        named += [] if noted.unnamed else [settings]
-        unnamed += noted.unnamed
+        if isinstance(callback, Snapshots):
+            continue  # the command line has its own
+        noted, key = Settings(), f"trainer.callbacks[{number}]"
+        settings = noted.of(callback, key)
+        if not noted.unnamed and _is_known(callback) and _made(settings, parser) == settings:
+            named.append(settings)
+        else:
+            unnamed.append(key)
     return named, unnamed
+
+
+def _is_known(callback: Callback) -> bool:
+    return type(callback).__module__.partition(".")[0] in ("hetfl", "lightning", "pytorch_lightning")
+
+
+def _made(settings: dict[str, Any], parser: ArgumentParser) -> dict[str, Any] | None:
+    """Return the settings of the callback that the command line makes from settings; None if it makes none."""
+    try:
+        made = parser.instantiate(parser.parse_object({"callback": settings})).callback
+    except (ArgumentError, MisconfigurationException, TypeError, ValueError):
+        return None
+    return cast(dict[str, Any], Settings().of(made, "callback"))
