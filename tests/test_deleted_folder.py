@@ -57,6 +57,10 @@ def test_rows_wait_while_a_deleted_folder_cannot_be_made(tmp_path: Path) -> None
     folder.parent.touch()  # no folder can be made below a file
     with pytest.warns(UserWarning, match=f"Row 1 of {folder}/metrics.csv not written"):
         logger.log_metrics({"lr": 0.2}, step=1)
+    with pytest.warns(UserWarning, match="Rows not flushed"):
+        logger.flush()  # before a checkpoint
+    with pytest.warns(UserWarning, match="values.csv not written"):
+        logger.append_rows("values", ("round", "value"), [(1, 0.5)])
     folder.parent.unlink()
     with pytest.warns(UserWarning, match="was deleted"):
         logger.log_metrics({"lr": 0.3}, step=2)

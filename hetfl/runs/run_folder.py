@@ -200,24 +200,21 @@ class RunFolder(Logger):
             columns: names of the columns, the first ``round``.
             rows: with one cell per column.
         """
-        path = self._open().path.with_name(f"{name}.csv")
         try:
-            append_rows(path, columns, rows)
+            append_rows(self._open().path.with_name(f"{name}.csv"), columns, rows)
         except OSError as error:
-            rank_zero_warn(f"{printable(path)} not written ({error.strerror}); training goes on")
+            rank_zero_warn(f"{name}.csv not written ({printable(error)}); training goes on")
 
     @rank_zero_only
     def flush(self) -> None:
         """Flush the rows of all rounds to the disk, as a checkpoint is resumed only with them."""
-        path = self._open().path
-        tables = (path.with_name(f"{name}.csv") for name in GROWING)
-        for each in (path, *tables, path.parent):
-            try:
-                sync(each)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                rank_zero_warn(f"{printable(each)} not flushed to the disk ({error.strerror}); training goes on")
+        try:
+            path = self._open().path
+            for each in (path, *(path.with_name(f"{name}.csv") for name in GROWING), path.parent):
+                if each.exists():
+                    sync(each)
+        except OSError as error:
+            rank_zero_warn(f"Rows not flushed to the disk ({printable(error)}); training goes on")
 
     @rank_zero_only
     def write_file(self, name: str, data: bytes) -> None:
