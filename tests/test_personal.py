@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from hetfl import FedAvg, FederatedModule
+from hetfl import FedAvg, FederatedModule, Level
 from hetfl.aggregators import HolderMean
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, LocalTraining, Personal, Proximal, Sequential, Stacked, Workers
 from hetfl.local.bench import Bench
 from hetfl.local.jobs import training_batches
+from hetfl.parts import DynamicMask
+from hetfl.parts.growth import OwnMasks
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Task
@@ -187,13 +190,18 @@ def test_a_checkpoint_of_a_run_with_personal_tensors_on_disk_is_tested(fit: Fit,
     trainer.test(trained, small_data(), ckpt_path=str(paths[0].rename(tmp_path / "a.ckpt")), weights_only=True)
 
 
-def test_personal_tensors_are_not_tested_on_other_clients(fit: Fit, tmp_path: Path) -> None:
-    path = str(tmp_path / "one.ckpt")
-    fit(small_module(personal=["classifier.bias"]), rounds=1).save_checkpoint(path)
+def test_what_clients_keep_is_not_tested_on_other_clients(fit: Fit, tmp_path: Path) -> None:
+    def masked() -> FederatedModule:
+        return small_module(
+            levels={"a": Level("a"), "b": Level("b", density=0.5)}, parts=DynamicMask(OwnMasks(), every=1)
+        )
+
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    other = small_data(seed=1)
-    with pytest.raises(ConfigurationError, match=r"checkpoint's partition \(12 clients of"):
-        trainer.test(small_module(personal=["classifier.bias"]), other, ckpt_path=path, weights_only=True)
+    path, other = str(tmp_path / "one.ckpt"), small_data(seed=1)
+    for module in (masked, partial(small_module, personal=["classifier.bias"])):
+        fit(module(), rounds=1).save_checkpoint(path)
+        with pytest.raises(ConfigurationError, match=r"checkpoint's partition \(12 clients of"):
+            trainer.test(module(), other, ckpt_path=path, weights_only=True)
     trainer.test(small_module(), other, ckpt_path=path, weights_only=True, verbose=False)  # the global model alone
 
 

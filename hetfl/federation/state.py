@@ -25,6 +25,7 @@ KEY = "hetfl"
 """Key of the federation's state in a checkpoint."""
 ENTRIES = ("version", "models", "shared", "fingerprint", "learning_rates", "pieces")
 OF_CLIENTS = ("partition", "sizes of clients")
+"""Entries that must also agree if something is stored by client."""
 FOR_EVALUATION = ("net", "levels")
 """Fingerprint entries that must agree when a checkpoint with one model is only evaluated: the data may differ."""
 
@@ -120,12 +121,35 @@ class RunState:
         if data is None:
             agree(state["fingerprint"], of_models(self.models.tensors[0], self.models.levels))
         else:
-            check(state, self.fingerprint(data, pieces), self.clustering, training)
+            self._check(state, self.fingerprint(data, pieces), training)
         self.models.version = state["version"]
         if data is None or len(self.models) != state["models"]:
             self.hosting.close()
         self.models.resize(state["models"], state["shared"])
         load_pieces(needed, state["pieces"])
+
+    def _check(self, state: Mapping[str, Any], fingerprint: Mapping[str, str], training: bool) -> None:
+        """Refuse the state of another federation.
+
+        Args:
+            state: of a checkpoint.
+            fingerprint: of the present configuration.
+            training: whether rounds will run.
+
+        Raises:
+            ConfigurationError: names what differs.
+        """
+        present = dict(fingerprint)
+        if not training:
+            # Clusters, personal tensors and masks are stored by client id, and an id is another client in other data.
+            of_clients = self.hosting.task_parts.rule.personal or "personal" in present or state["models"] > 1
+            names = (*FOR_EVALUATION, *OF_CLIENTS) if of_clients else FOR_EVALUATION
+            present = {name: present[name] for name in names}
+        elif self.clustering.takes_over:
+            present.pop("clustering")
+        agree(state["fingerprint"], present)
+        if training:
+            _check_models(self.clustering, state["models"])
 
     def rescale(self, checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[Any]) -> None:
         """Change the learning rates in a checkpoint's optimizer states to the present configuration's.
@@ -174,31 +198,6 @@ def _read(checkpoint: Mapping[str, Any], pieces: Mapping[str, Piece]) -> dict[st
             f"{state['models']!r:.40}"
         )
     return state
-
-
-def check(state: Mapping[str, Any], fingerprint: Mapping[str, str], clustering: Clustering, training: bool) -> None:
-    """Refuse the state of another federation.
-
-    Args:
-        state: of a checkpoint.
-        fingerprint: of the present configuration.
-        clustering: as configured.
-        training: whether rounds will run.
-
-    Raises:
-        ConfigurationError: names what differs.
-    """
-    present = dict(fingerprint)
-    if not training:
-        # Clusters, personal tensors and masks are stored by client id, and an id is another client in other data.
-        by_id = state["models"] > 1 or "personal" in present or state["pieces"].get("parts", {}).get("clients")
-        names = (*FOR_EVALUATION, *OF_CLIENTS) if by_id else FOR_EVALUATION
-        present = {name: present[name] for name in names}
-    elif clustering.takes_over:
-        present.pop("clustering")
-    agree(state["fingerprint"], present)
-    if training:
-        _check_models(clustering, state["models"])
 
 
 def _check_models(clustering: Clustering, count: int) -> None:
