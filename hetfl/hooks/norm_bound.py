@@ -30,7 +30,7 @@ class NormBound(Hook):
     learning rate and its number of steps. With ``refuse``, a bound below the norms of honest updates stops training.
 
     Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound; with several
-    bounds, above any of them.
+    bounds, the sum of their numbers.
 
     Args:
         max_norm: C.
