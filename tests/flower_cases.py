@@ -41,6 +41,7 @@ def make_node(
     **options: Any,
 ) -> Node:
     """Return a node that serves some clients, with a separate module and data module."""
+    options = {"max_epochs": 10, **options}  # schedules of masks end with the run
     trainer = FederatedTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, **options)
     module, datamodule = make(), data()
     trainer.introduce(module, datamodule)
